@@ -1,0 +1,80 @@
+"""Where the arithmetic runs and how precise it is: chosen by itself, set by whoever wants to."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+from typing import Final, Literal
+
+import torch
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+DEVICES: Final = ("auto", "cpu", "cuda", "mps")
+PRECISIONS: Final = ("auto", "float32", "bfloat16", "float16")
+
+
+class DeviceError(ValueError):
+    """The device or precision asked for is not there; the message says what is."""
+
+
+def choose_device(name: str | None = "auto") -> torch.device:
+    """Return CUDA, then MPS, then CPU for ``auto`` or None; or the device that ``name`` asks for (``cuda:1``, say).
+
+    Raises:
+        DeviceError: the name is unknown or the device is not there.
+    """
+    wanted = name or "auto"
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise DeviceError(f"device {wanted!r} is unknown; use one of {', '.join(DEVICES)}, or cuda:N") from error
+    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
+        raise DeviceError(f"device {wanted!r} is not there: {torch.cuda.device_count()} CUDA devices; use auto or cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("device 'mps' is not there; use auto or cpu")
+    if device.type not in DEVICES:
+        raise DeviceError(f"device {wanted!r} is not supported; use one of {', '.join(DEVICES)}, or cuda:N")
+    return device
+
+
+def choose_precision(name: str | None, device: torch.device) -> Precision:
+    """Return the precision asked for, or for ``auto`` or None bfloat16 where the hardware has it, else float32.
+
+    Raises:
+        DeviceError: the name is unknown, or float16 is asked for on a CPU, whose kernels for it are missing or slow.
+    """
+    wanted = name or "auto"
+    if wanted == "auto":
+        return "bfloat16" if _has_bfloat16(device) else "float32"
+    if wanted == "float16" and device.type == "cpu":
+        raise DeviceError("precision float16 needs a GPU; use auto, bfloat16 or float32 on a CPU")
+    if wanted == "float32":
+        return "float32"
+    if wanted == "bfloat16":
+        return "bfloat16"
+    if wanted == "float16":
+        return "float16"
+    raise DeviceError(f"precision {wanted!r} is unknown; use one of {', '.join(PRECISIONS)}")
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        # is_bf16_supported() also says yes where it is emulated, which is slower than float32.
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return False
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
+    """Return a context in which networks compute in ``precision``; float32 changes nothing."""
+    if precision == "float32":
+        return contextlib.nullcontext()
+    context: AbstractContextManager[None] = torch.autocast(device.type, getattr(torch, precision))
+    return context

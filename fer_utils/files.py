@@ -1,0 +1,43 @@
+"""Files that are whole or absent: every result is written aside and renamed into place."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_PARENT = Path(__file__).resolve().parent.parent
+ROOT = _PARENT if (_PARENT / "pyproject.toml").is_file() else Path.cwd()
+"""The repository's root, where the default ``data/`` and ``outputs/`` lie; the working directory where the package was
+installed without its repository."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` and rename it over ``path`` when the block ends without an error.
+
+    A reader sees the old file or the new one, never half of one; after an error the old file is untouched and the
+    temporary one is gone. The suffix is kept, since many writers choose the format by it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8, whole or not at all."""
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, whole or not at all. NaN is refused: JSON has none."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

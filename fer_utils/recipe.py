@@ -1,0 +1,533 @@
+"""A recipe: everything that defines a training, checked strictly before anything is loaded.
+
+    python -m fer_utils.recipe                list the recipes with a sentence each
+    python -m fer_utils.recipe fast           print one in full, defaults included
+    python -m fer_utils.recipe my_own.yaml    check and print your own
+
+A recipe is a YAML file of the fields below; ``extends: fast`` starts from another and changes a few lines. torch is not
+imported here, so that a mistake is told at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+RECIPES: Final = Path(__file__).resolve().parent / "recipes"
+
+Probability = float
+Pair = tuple[float, float]
+
+
+class RecipeError(ValueError):
+    """A recipe or a parameter is wrong; the message names it, its line where it has one, and what it may be."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Sharpness(_Strict):
+    """Sharpen (factor above 1) or blur (below 1) a face with probability ``p``."""
+
+    factor: float = Field(1.0, ge=0)
+    p: float = Field(0.0, ge=0, le=1)
+
+
+class Erasing(_Strict):
+    """Blank one rectangle of a face with probability ``p`` (Zhong et al. 2017, arXiv:1708.04896)."""
+
+    p: float = Field(0.0, ge=0, le=1)
+    scale: Pair = (0.02, 0.33)
+    """Range of the rectangle's share of the face."""
+    ratio: Pair = (0.3, 3.3)
+    """Range of the rectangle's height over width."""
+
+
+class ResizedCrop(_Strict):
+    """Crop a random rectangle and resize it to the input size."""
+
+    scale: Pair = (1.0, 1.0)
+    """Range of the crop's share of the face."""
+    ratio: Pair = (1.0, 1.0)
+    """Range of the crop's width over height."""
+
+
+class Augment(_Strict):
+    """What is done to training faces, each face with its own draw. Defaults do nothing."""
+
+    flip: float = Field(0.0, ge=0, le=1)
+    """Probability of a mirror image."""
+    rotation: float = Field(0.0, ge=0, le=180)
+    """Degrees, uniform in ±rotation."""
+    translate: float = Field(0.0, ge=0, lt=1)
+    """Shift as a share of the face, uniform in ±translate, on each axis."""
+    scale: Pair = (1.0, 1.0)
+    """Zoom, uniform in the range; above 1 enlarges."""
+    shear: float = Field(0.0, ge=0, lt=90)
+    """Degrees of horizontal shear, uniform in ±shear."""
+    crop_padding: int = Field(0, ge=0, le=24)
+    """Pad the 48-pixel face by so many pixels and crop 48 at random: a whole-pixel shift on each axis."""
+    resized_crop: ResizedCrop = ResizedCrop()
+    fill: Literal["zeros", "border", "reflection"] = "zeros"
+    """What lies outside the face once it is moved."""
+    brightness: float = Field(0.0, ge=0)
+    """Factor uniform in 1 ± brightness, not below 0."""
+    contrast: float = Field(0.0, ge=0)
+    """Factor uniform in 1 ± contrast, not below 0."""
+    saturation: float = Field(0.0, ge=0)
+    """Factor uniform in 1 ± saturation; only colour images have any."""
+    sharpness: Sharpness = Sharpness()
+    autocontrast: float = Field(0.0, ge=0, le=1)
+    """Probability that a face's grey values are stretched to the full range."""
+    erasing: Erasing = Erasing()
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Augment:
+        for name, pair in (
+            ("scale", self.scale),
+            ("resized_crop.scale", self.resized_crop.scale),
+            ("resized_crop.ratio", self.resized_crop.ratio),
+            ("erasing.scale", self.erasing.scale),
+            ("erasing.ratio", self.erasing.ratio),
+        ):
+            if not 0 < pair[0] <= pair[1]:
+                raise ValueError(f"augment.{name} must be a range [low, high] with 0 < low <= high, not {list(pair)}")
+        if self.resized_crop.scale[1] > 1 or self.erasing.scale[1] > 1:
+            raise ValueError("augment.resized_crop.scale and augment.erasing.scale are shares of the face: at most 1")
+        return self
+
+
+class Recipe(_Strict):
+    """Everything that defines a training."""
+
+    name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
+    description: str = ""
+
+    # The network
+    backbone: str = "resnet18"
+    """``resnet18`` and any other classification model of torchvision's registry, or ``custom_cnn``."""
+    weights: Literal["none", "imagenet"] = "none"
+    """Start from scratch, or from torchvision's ImageNet weights."""
+    stem: Literal["imagenet", "3x3s2", "3x3s1"] = "imagenet"
+    """First convolution of a ResNet: 7×7 with stride 2, or 3×3 with stride 2 or 1."""
+    max_pool: bool = True
+    """Keep the max-pool after a ResNet's stem."""
+    width: float = Field(1.0, gt=0, le=4)
+    """Channels of a ResNet's stages as a multiple of 64, 128, 256 and 512."""
+    channels: Literal[1, 3] = 1
+    """Grey once, or repeated three times."""
+    head: tuple[int, ...] = ()
+    """Sizes of hidden layers between the backbone's features and the seven logits, each with a ReLU."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout before the head's first layer."""
+    train_layers: tuple[str, ...] = ()
+    """Names of the layers that are trained, the others frozen; empty trains all."""
+    freeze_batch_norm: bool = False
+    """Keep batch-norm statistics of frozen layers as they were loaded."""
+    zero_init_residual: bool = False
+    """Start each residual block of a ResNet as the identity."""
+
+    # The input
+    image_size: int = Field(48, ge=24, le=512)
+    """Side of the network's input in pixels."""
+    normalize: Literal["half", "imagenet", "dataset"] = "half"
+    """Mean and standard deviation: 0.5 and 0.5, ImageNet's, or those of the training faces."""
+    augment: Augment = Augment()
+    mixup: float = Field(0.0, ge=0)
+    """Alpha of mixup (Zhang et al. 2018, arXiv:1710.09412); 0 is off."""
+    cutmix: float = Field(0.0, ge=0)
+    """Alpha of CutMix (Yun et al. 2019, arXiv:1905.04899); 0 is off."""
+    progressive: tuple[int, int] | None = None
+    """First and last input size over the epochs, in steps of 4 pixels; the last is ``image_size``."""
+
+    # The data
+    val_fraction: float | None = Field(None, ge=0, lt=1)
+    """Share of training faces cut off for validation; null is 0.1 where there is no official validation part."""
+    split_seed: int = Field(0, ge=0)
+    """Seed of the cut, apart from the training's, so that several seeds share one validation part."""
+    dedupe: Literal["none", "exact", "near"] = "none"
+    """Train on one of each group of copies; groups with conflicting labels are left out."""
+
+    # The optimisation
+    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    """Learning rate; with ``one_cycle`` and ``cosine`` the highest."""
+    layer_lr: dict[str, float] = Field(default_factory=dict)
+    """Factor on ``lr`` by layer name, for instance ``layer3: 0.3``; a layer not named has 1."""
+    weight_decay: float = Field(0.0, ge=0)
+    decay_all: bool = False
+    """Decay biases and batch-norm parameters too, as stock torch optimisers do."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = True
+    betas: Pair = (0.9, 0.999)
+    schedule: Literal["constant", "one_cycle", "cosine", "plateau"] = "constant"
+    warmup: float = Field(0.0, ge=0, le=1)
+    """Share of all steps in which the rate rises (``one_cycle`` and ``cosine``)."""
+    plateau_factor: float = Field(0.5, gt=0, lt=1)
+    plateau_patience: int = Field(2, ge=0)
+    """Epochs without a lower validation loss before ``plateau`` multiplies the rate by its factor."""
+    clip_norm: float | None = Field(None, gt=0)
+    clip_value: float | None = Field(None, gt=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    balance: Literal["none", "loss", "sampling"] = "none"
+    """Weigh the loss by inverse class frequency, or draw every emotion equally often."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay of the moving average of the weights, each step; 0 is off. It is what is evaluated and saved as best."""
+
+    # The run
+    epochs: int = Field(ge=0, le=100_000)
+    batch_size: int = Field(128, ge=1)
+    seed: int = Field(0, ge=0)
+    early_stopping: int | None = Field(None, ge=1)
+    """Epochs without a better validation accuracy before the training ends."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the network: ``auto`` is bfloat16 where the hardware has it, else float32."""
+    compile: bool = False
+    """Compile the network with ``torch.compile``."""
+
+    @model_validator(mode="after")
+    def _combination(self) -> Recipe:
+        problems = []
+        if self.progressive and self.progressive[1] != self.image_size:
+            problems.append(f"progressive ends at {self.progressive[1]}, but image_size is {self.image_size}")
+        if self.progressive and not 24 <= self.progressive[0] <= self.progressive[1]:
+            problems.append(f"progressive must rise from at least 24, not {list(self.progressive)}")
+        if self.schedule == "plateau" and self.val_fraction == 0:
+            problems.append("schedule plateau watches the validation loss, but val_fraction is 0")
+        if self.early_stopping and self.val_fraction == 0:
+            problems.append("early_stopping watches the validation accuracy, but val_fraction is 0")
+        if not self.backbone.startswith("resnet") and (
+            self.stem != "imagenet" or not self.max_pool or self.width != 1.0 or self.zero_init_residual
+        ):
+            problems.append(f"stem, max_pool, width and zero_init_residual belong to a ResNet, not to {self.backbone}")
+        if self.weights == "imagenet" and (self.width != 1.0 or self.backbone == "custom_cnn"):
+            problems.append("weights imagenet fits torchvision's own networks at width 1 only")
+        if any(factor < 0 for factor in self.layer_lr.values()):
+            problems.append("layer_lr holds factors of at least 0")
+        if any(size < 1 for size in self.head):
+            problems.append("head holds layer sizes of at least 1")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def dump(self) -> str:
+        """Return the recipe as YAML, every field, in the order of this class."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def names() -> list[str]:
+    """Return the names of the recipes in the box."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe by name or by the path of a YAML file, with ``overrides`` of single fields.
+
+    Overrides whose value is None are "as the recipe says" and ignored; text is turned into the field's type.
+
+    Raises:
+        RecipeError: no such recipe, a malformed file, an unknown key, a wrong type or an impossible combination. The
+            message names the file and line, or the override, and what was expected.
+    """
+    path = _find(recipe)
+    values, lines = _read(path, ())
+    values.setdefault("name", path.stem)
+    for name, value in (overrides or {}).items():
+        if value is None:
+            continue
+        values[name] = coerce(name, value)
+        lines[(name,)] = f"parameter {name}"
+    return _validate(values, lines, str(path))
+
+
+def parse(text: str) -> Recipe:
+    """Read a recipe from the YAML that ``Recipe.dump`` wrote into a run or an export.
+
+    Raises:
+        RecipeError: the text is no recipe of this version.
+    """
+    values, lines = _document(text, "recipe")
+    return _validate(values, lines, "recipe")
+
+
+def field_type(name: str) -> Any:
+    """Return the type of a field of Recipe.
+
+    Raises:
+        RecipeError: there is no such field; the message proposes the nearest.
+    """
+    field = Recipe.model_fields.get(name)
+    if field is None:
+        raise RecipeError(_unknown(name, list(Recipe.model_fields)))
+    return field.annotation
+
+
+def coerce(name: str, value: Any) -> Any:
+    """Turn ``value`` into the type of the recipe's field ``name`` where it is text, else return it as it is."""
+    return coerce_to(field_type(name), name, value)
+
+
+def coerce_to(kind: Any, name: str, value: Any) -> Any:
+    """Turn text such as ``"true"``, ``"1e-3"`` or ``"[1, 2]"`` into ``kind``; other values are returned as they are.
+
+    Raises:
+        RecipeError: the text cannot be read as ``kind``; the message names the parameter.
+    """
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return list(value)
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    if type(None) in options and text.lower() in ("none", "null", ""):
+        return None
+    for option in options:
+        if option is bool and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        if get_origin(option) is Literal:
+            # Literal[1, 3] is as good a target for "3" as Literal["a", "b"] is for "a".
+            return next((choice for choice in get_args(option) if str(choice) == text), value)
+        try:
+            if option is int:
+                return int(text)
+            if option is float:
+                return float(text)
+        except ValueError:
+            continue
+        if get_origin(option) in (tuple, dict) or (isinstance(option, type) and issubclass(option, BaseModel)):
+            try:
+                return yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise RecipeError(f"parameter {name}: {value!r} is not YAML: {error}") from error
+    if str in options:
+        return value
+    raise RecipeError(f"parameter {name}: expected {describe_type(kind)}, got {value!r}")
+
+
+def describe_type(kind: Any) -> str:
+    """Return a type in a user's words, for instance ``a whole number`` or ``one of: adam, adamw, sgd``."""
+    options = [o for o in (get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,))]
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "None"}
+    parts = []
+    for option in options:
+        if get_origin(option) is Literal:
+            parts.append("one of: " + ", ".join(map(str, get_args(option))))
+        else:
+            parts.append(words.get(option, "a list or mapping as in the recipe"))
+    return " or ".join(parts)
+
+
+def check_parameters(
+    cells: Sequence[str], values: Mapping[str, Any], kinds: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Check a notebook's parameters before torch is imported or data is read.
+
+    papermill only logs a name it does not know, so the names in its injected cell are held against those declared.
+
+    Args:
+        cells: sources of the cells run so far (IPython's ``In``): the last that begins with ``# Parameters`` and was not
+            written by hand is papermill's, the one that begins with ``# parameters:`` declares the names.
+        values: the notebook's global names (``globals()``).
+        kinds: types of parameters that are no field of Recipe; a declared annotation does otherwise.
+
+    Returns:
+        The declared parameters with their values, text turned into each one's type.
+
+    Raises:
+        RecipeError: an unknown name or a value of the wrong type; the message names it and what it may be.
+    """
+    declared: dict[str, Any] = {}
+    injected: list[str] = []
+    simple = {"int": int, "float": float, "bool": bool, "str": str}
+    for cell in cells:
+        if cell.startswith("# parameters:"):
+            declared = {}
+            for node in ast.parse(cell).body:
+                if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                    declared[node.target.id] = simple.get(ast.unparse(node.annotation), str)
+        elif cell.startswith("# Parameters\n"):
+            for node in ast.parse(cell).body:
+                if isinstance(node, ast.Assign):
+                    injected += [target.id for target in node.targets if isinstance(target, ast.Name)]
+    if not declared:
+        raise RecipeError("no cell that begins with '# parameters:' has run: run the notebook from its top")
+    for name in injected:
+        if name not in declared:
+            raise RecipeError(_unknown(name, list(declared), "parameter"))
+    checked = {}
+    for name, annotation in declared.items():
+        kind = (kinds or {}).get(name, Recipe.model_fields[name].annotation if name in Recipe.model_fields else annotation)
+        value = values.get(name)
+        if value is not None:
+            value = coerce_to(kind, name, value)
+            _check_scalar(name, kind, value)
+        checked[name] = value
+    overrides = {name: value for name, value in checked.items() if name in Recipe.model_fields}
+    base = checked.get("recipe")
+    load(base if isinstance(base, str) else "fast", overrides)
+    return checked
+
+
+def _check_scalar(name: str, kind: Any, value: Any) -> None:
+    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    for option in options:
+        if get_origin(option) is Literal:
+            if value in get_args(option):
+                return
+        elif option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return
+        elif option is int and isinstance(value, int) and not isinstance(value, bool):
+            return
+        elif (option in (str, bool) and isinstance(value, option)) or get_origin(option) in (tuple, dict):
+            return
+        elif isinstance(option, type) and issubclass(option, BaseModel):
+            return
+    raise RecipeError(f"parameter {name}: expected {describe_type(kind)}, got {value!r}")
+
+
+def _find(recipe: str | Path) -> Path:
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise RecipeError(f"recipe {recipe}: there is no such file")
+        return path
+    inside = RECIPES / f"{recipe}.yaml"
+    if not inside.is_file():
+        raise RecipeError(_unknown(str(recipe), names(), "recipe") + "; or give the path of a .yaml file")
+    return inside
+
+
+def _unknown(name: str, known: Sequence[str], what: str = "field") -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    guess = f"; did you mean {near[0]}?" if near else ""
+    return f"unknown {what} {name!r}{guess} Known: {', '.join(known)}" if guess else (
+        f"unknown {what} {name!r}; known: {', '.join(known)}"
+    )
+
+
+Lines = dict[tuple[str, ...], str]
+
+
+def _document(text: str, source: str) -> tuple[dict[str, Any], Lines]:
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{source}: not valid YAML: {error}") from error
+    if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
+        raise RecipeError(f"{source}: a recipe is a mapping of fields to values")
+    lines: Lines = {}
+
+    def visit(node: yaml.Node, path: tuple[str, ...]) -> None:
+        if isinstance(node, yaml.MappingNode):
+            seen = set()
+            for key, value in node.value:
+                where = (*path, str(key.value))
+                if where in seen:
+                    raise RecipeError(f"{source}, line {key.start_mark.line + 1}: {'.'.join(where)} is given twice")
+                seen.add(where)
+                lines[where] = f"{source}, line {key.start_mark.line + 1}"
+                visit(value, where)
+
+    visit(node, ())
+    return values, lines
+
+
+def _read(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], Lines]:
+    if path in chain:
+        raise RecipeError(f"{path}: extends goes round in a circle: {' -> '.join(p.stem for p in (*chain, path))}")
+    values, lines = _document(path.read_text(encoding="utf-8"), str(path))
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values, lines
+    if not isinstance(parent, str):
+        raise RecipeError(f"{lines[('extends',)]}: extends names one recipe, not {parent!r}")
+    beside = path.parent / parent
+    try:
+        base = beside if beside.suffix in (".yaml", ".yml") and beside.is_file() else _find(parent)
+    except RecipeError as error:
+        raise RecipeError(f"{lines[('extends',)]}: {error}") from error
+    inherited, inherited_lines = _read(base, (*chain, path))
+    inherited.pop("name", None)
+    return _merge(inherited, values), {**inherited_lines, **lines}
+
+
+def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in change.items():
+        # layer_lr is one value: naming layers anew must not keep factors of layers that the other recipe named.
+        if key != "layer_lr" and isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _validate(values: dict[str, Any], lines: Lines, source: str) -> Recipe:
+    for path in [p for p in lines if len(p) == 1]:
+        name = path[0]
+        # YAML 1.1 reads 1e-3 as text; every other strictness is pydantic's.
+        if name in values and isinstance(values[name], str) and name in Recipe.model_fields:
+            values[name] = coerce_to(Recipe.model_fields[name].annotation, name, values[name])
+    try:
+        # Through JSON, where a list is the one way to write a tuple: strict mode then takes it.
+        return Recipe.model_validate_json(json.dumps(values))
+    except (TypeError, ValueError) as error:
+        if not isinstance(error, ValidationError):
+            raise RecipeError(f"{source}: {error}") from error
+        told = []
+        for item in error.errors():
+            path = tuple(str(part) for part in item["loc"])
+            while path and path not in lines:
+                path = path[:-1]
+            where = lines.get(path, source)
+            field = ".".join(str(part) for part in item["loc"])
+            message = item["msg"].removeprefix("Value error, ")
+            if item["type"] == "extra_forbidden":
+                message = _unknown(str(item["loc"][-1]), _siblings(item["loc"]))
+            elif not field:
+                named = [p for p in lines if len(p) == 1 and p[0] in message]
+                where = "; ".join(sorted({lines[p] for p in named})) or source
+            got = "" if item["type"] in ("extra_forbidden", "missing") or not field else f" (got {item['input']!r})"
+            told.append(f"{where}: {field + ': ' if field else ''}{message}{got}")
+        raise RecipeError("\n".join(told)) from error
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Recipe
+    for part in location[:-1]:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """List the recipes, or print one in full."""
+    wanted = list(sys.argv[1:] if arguments is None else arguments)
+    if "-h" in wanted or "--help" in wanted:
+        print(__doc__)
+        return 0
+    try:
+        if not wanted:
+            for name in names():
+                print(f"{name:18} {load(name).description}")
+            return 0
+        for name in wanted:
+            print(load(name).dump(), end="")
+    except RecipeError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

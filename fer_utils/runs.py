@@ -1,0 +1,256 @@
+"""A run: one directory that holds what a training read, did and found. Notebooks hand results on only through it."""
+
+from __future__ import annotations
+
+import csv
+import datetime as dt
+import io
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pandas as pd
+
+from fer_utils import recipe as recipes
+from fer_utils.faces import Splits
+from fer_utils.files import ROOT, replacing, write_json, write_text
+from fer_utils.recipe import Recipe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCHEMA_VERSION: Final = 1
+OUTPUTS: Final = ROOT / "outputs"
+"""Where runs are made unless the user says otherwise."""
+
+_PACKAGES: Final = ("torch", "torchvision", "numpy", "pandas", "pyarrow", "scikit-learn", "pillow", "fer-utils")
+
+
+class RunError(RuntimeError):
+    """A run cannot be used as asked; the message names the run and says what to do."""
+
+
+class Run:
+    """A run's directory.
+
+    Files: ``run.json`` (schema, creation), ``recipe.yaml``, ``env.json``, ``audit.json``, ``history.csv``, ``last.ckpt``,
+    ``best.ckpt``, ``metrics.json``, ``predictions.parquet``, ``figures/*.png``, and the executed notebooks.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    # -- finding and making -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, path: str | Path | None = None, *, label: str = "run") -> Run:
+        """Make a new run at ``path``, or under ``outputs/`` with the time and ``label`` in its name.
+
+        An existing run at ``path`` is opened and kept, so that one suite can fill it step by step.
+
+        Raises:
+            RunError: ``path`` is a file, or a directory that holds something else.
+        """
+        if path is None:
+            stamp = dt.datetime.now().strftime("%Y%m%d-%H%M%S")
+            target = OUTPUTS / f"{stamp}-{label}"
+            number = 2
+            while target.exists():
+                target = OUTPUTS / f"{stamp}-{label}-{number}"
+                number += 1
+        else:
+            target = Path(path)
+        if (target / "run.json").is_file():
+            return cls.open(target)
+        if target.is_file() or (target.is_dir() and any(target.iterdir())):
+            raise RunError(f"{target} is there already and is no run: name a new or empty directory for the run")
+        target.mkdir(parents=True, exist_ok=True)
+        run = cls(target)
+        run.write_json("run.json", {"created": dt.datetime.now().astimezone().isoformat(timespec="microseconds")})
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Open an existing run by its path, or by its name under ``outputs/``.
+
+        Raises:
+            RunError: there is no run, or another version of the suite wrote it.
+        """
+        target = Path(path)
+        if not target.exists() and (OUTPUTS / path).exists():
+            target = OUTPUTS / path
+        run = cls(target)
+        if not target.is_dir():
+            raise RunError(f"there is no run at {path}: train one with 03_train.ipynb, or name another")
+        if not (target / "run.json").is_file():
+            raise RunError(f"{target} is no run: it has no run.json; give the directory that 03_train.ipynb made")
+        run.read_json("run.json")
+        return run
+
+    @classmethod
+    def newest(cls, root: Path | None = None, *, holding: str = "run.json") -> Run | None:
+        """Return the run under ``root`` (``outputs/`` by default) whose file ``holding`` is newest, or None."""
+        found = sorted((root or OUTPUTS).glob(f"*/{holding}"), key=lambda file: file.stat().st_mtime_ns)
+        found = [file for file in found if (file.parent / "run.json").is_file()]
+        return cls.open(found[-1].parent) if found else None
+
+    @classmethod
+    def choose(cls, run: str | Path | None, *, holding: str = "best.ckpt") -> Run:
+        """Return the run that a user named, or else the newest that has the file ``holding``.
+
+        Raises:
+            RunError: it does not exist or lacks the file.
+        """
+        if run is None:
+            newest = cls.newest(holding=holding)
+            if newest is None:
+                raise RunError(f"no run under {OUTPUTS} has a {holding}: train one with 03_train.ipynb first")
+            return newest
+        opened = cls.open(run)
+        if not opened.has(holding):
+            raise RunError(f"{opened.path} has no {holding}: its training has not reached the end of an epoch yet")
+        return opened
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file of this run, whether it exists or not."""
+        return self.path / name
+
+    def has(self, name: str) -> bool:
+        """Return whether the run has the file."""
+        return self.file(name).is_file()
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write ``values`` with the schema's version, whole or not at all."""
+        write_json(self.file(name), {"schema_version": SCHEMA_VERSION, **values})
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON file of this run.
+
+        Raises:
+            RunError: it is missing, unreadable, or has another schema version.
+        """
+        path = self.file(name)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunError(f"{self.path} has no {name}") from None
+        except ValueError as error:
+            raise RunError(f"{path} cannot be read as JSON: {error}") from error
+        version = values.get("schema_version") if isinstance(values, dict) else None
+        if version != SCHEMA_VERSION:
+            raise RunError(
+                f"{path} has schema version {version}, this suite reads {SCHEMA_VERSION}: use the version of the suite "
+                "that wrote it, or train again"
+            )
+        result: dict[str, Any] = values
+        return result
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe as it was trained, overrides included."""
+        if not self.has("recipe.yaml"):
+            raise RunError(f"{self.path} has no recipe.yaml: nothing was trained in it yet")
+        return recipes.parse(self.file("recipe.yaml").read_text(encoding="utf-8"))
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Store the recipe."""
+        write_text(self.file("recipe.yaml"), recipe.dump())
+
+    def append_history(self, row: Mapping[str, Any]) -> None:
+        """Add one epoch to ``history.csv``; an epoch that is there already is replaced with what follows it."""
+        rows = [old for old in self._history_rows() if int(old["epoch"]) < int(row["epoch"])]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
+        writer.writeheader()
+        for item in (*rows, row):
+            writer.writerow({key: "" if item.get(key) is None else item[key] for key in row})
+        write_text(self.file("history.csv"), text.getvalue())
+
+    def _history_rows(self) -> list[dict[str, str]]:
+        if not self.has("history.csv"):
+            return []
+        with self.file("history.csv").open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    def history(self) -> pd.DataFrame:
+        """Return a row per finished epoch; empty before the first."""
+        if not self.has("history.csv"):
+            return pd.DataFrame({"epoch": pd.Series(dtype=int)})
+        return pd.read_csv(self.file("history.csv"))
+
+    def save_figure(self, name: str, figure: Figure, dpi: int = 150) -> Path:
+        """Save ``figure`` as ``figures/NAME.png`` and return its path."""
+        path = self.path / "figures" / f"{name}.png"
+        with replacing(path) as aside:
+            figure.savefig(aside, dpi=dpi, bbox_inches="tight")
+        return path
+
+    def write_environment(self, splits: Splits, device: str, precision: str, threads: int) -> None:
+        """Store what the training ran on: commit, versions, machine, device, data fingerprint, skipped items."""
+        self.write_json("env.json", environment(splits, device, precision, threads))
+
+
+def git_state(root: Path = ROOT) -> dict[str, Any]:
+    """Return the commit and whether tracked files differ from it; None where this is no git checkout."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": None if status is None else bool(status)}
+
+
+def environment(splits: Splits, device: str, precision: str, threads: int) -> dict[str, Any]:
+    """Return what ``env.json`` holds."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "git": git_state(),
+        "versions": versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": _cpu_name(),
+        "device": device,
+        "precision": precision,
+        "threads": threads,
+        "data": {
+            "source": splits.source,
+            "location": splits.location,
+            "synthetic": splits.synthetic,
+            "rule": splits.rule,
+            "fingerprint": splits.fingerprint(),
+            "faces": {part: len(faces) for part, faces in splits},
+            "converted": splits.converted,
+            "skipped": [{"name": item.name, "reason": item.reason} for item in splits.skipped],
+        },
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
