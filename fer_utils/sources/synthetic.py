@@ -1,0 +1,495 @@
+"""Drawn 48×48 faces: something to run the whole suite on where no data is at hand. They measure nothing.
+
+Every face is a few dozen soft-edged shapes (head, hair, eyes, brows, nose, mouth) in numpy, whose positions and curvatures
+follow the emotion: raised brows and round eyes for surprise, slanted brows for anger, and so on, in the spirit of the
+action units of Ekman and Friesen's Facial Action Coding System (1978). Expressions differ in strength, mix with others
+and carry a share of wrong labels, so that no classifier can be perfect. Pose, light, blur, noise, glasses, beards and
+occlusions vary. Like FER2013 the set is imbalanced and carries copies, here in known numbers: see `planted`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from fer_utils.emotions import EMOTIONS, NUM_EMOTIONS
+from fer_utils.faces import SIZE, Faces, Images, Splits
+
+Floats = npt.NDArray[np.float32]
+
+TRAIN_COUNTS: Final = (3995, 436, 4097, 7215, 4965, 4830, 3171)
+"""Faces per emotion, canonical order, in FER2013's Training part: the imbalance that is imitated."""
+
+VAL_SHARE: Final = 0.15
+TEST_SHARE: Final = 0.15
+LABEL_NOISE: Final = 0.08
+"""Share of faces that are drawn with another emotion than their label says."""
+SMALLEST: Final = 100
+"""Below so many faces not every emotion and every planted kind would be there."""
+
+_TRAITS: Final = (
+    "corner",  # mouth corners, up is positive
+    "open",  # mouth opening
+    "width",  # mouth width
+    "teeth",  # how much of the opening is teeth
+    "brow",  # brows raised
+    "slant",  # inner ends of the brows, up is positive
+    "eye",  # upper lids raised
+    "squint",  # lower lids raised
+    "fold",  # folds from nose to mouth, and wrinkles on the nose
+    "lip",  # upper lip raised
+)
+_MEANS: Final = np.array(
+    # corner  open  width  teeth  brow  slant   eye  squint  fold   lip
+    [
+        [-0.45, 0.20, 0.05, 0.45, -0.65, -1.10, 0.10, 0.45, 0.35, 0.10],  # angry
+        [-0.50, 0.25, -0.05, 0.45, -0.45, -0.50, -0.60, 0.75, 1.10, 1.00],  # disgust
+        [-0.25, 0.45, 0.30, 0.55, 0.70, 0.85, 0.80, 0.05, 0.05, 0.05],  # fear
+        [1.05, 0.45, 0.65, 1.00, 0.05, 0.00, -0.25, 0.60, 0.80, 0.05],  # happy
+        [0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00],  # neutral
+        [-0.85, 0.00, -0.15, 0.00, -0.05, 1.00, -0.50, 0.15, 0.20, -0.05],  # sad
+        [0.00, 1.10, -0.45, 0.20, 1.10, 0.10, 1.05, -0.05, 0.00, 0.00],  # surprise
+    ],
+    dtype=np.float32,
+)
+_SPREAD: Final = np.array([0.20, 0.18, 0.20, 0.25, 0.20, 0.22, 0.20, 0.15, 0.18, 0.12], dtype=np.float32)
+
+# Which emotion a wrongly labelled face shows instead: the confusions that people make on FER2013, rows by label.
+_CONFUSED: Final = np.array(
+    # angry disgust fear happy neutral sad surprise
+    [
+        [0, 2, 2, 0, 3, 3, 0],
+        [5, 0, 1, 0, 1, 3, 0],
+        [2, 0, 0, 0, 2, 3, 3],
+        [0, 0, 0, 0, 7, 1, 2],
+        [2, 0, 1, 2, 0, 5, 0],
+        [2, 0, 3, 0, 5, 0, 0],
+        [0, 0, 5, 3, 2, 0, 0],
+    ],
+    dtype=np.float64,
+)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """How many faces of each planted kind a set has. Each copies another face, so the kinds do not meet.
+
+    Attributes:
+        train_copies: train faces that are exact copies of another train face, labels equal.
+        val_copies: val faces that are exact copies of a train face, labels equal.
+        test_copies: test faces that are exact copies of a train face, labels equal.
+        train_conflicts: train faces that are exact copies of another train face with another label.
+        test_conflicts: test faces that are exact copies of a train face with another label.
+        train_mirrored: train faces that mirror another train face, labels equal.
+        test_mirrored: test faces that mirror a train face, labels equal.
+        train_near: train faces that differ from another train face by slight noise and a shade, labels equal.
+        test_near: test faces that differ so from a train face, labels equal.
+        constant: train images of one shade each, all of different shades.
+    """
+
+    train_copies: int
+    val_copies: int
+    test_copies: int
+    train_conflicts: int
+    test_conflicts: int
+    train_mirrored: int
+    test_mirrored: int
+    train_near: int
+    test_near: int
+    constant: int
+
+    @property
+    def exact(self) -> int:
+        """Extra exact copies in all, which is how many faces more there are than different images."""
+        return self.train_copies + self.val_copies + self.test_copies + self.conflicting
+
+    @property
+    def conflicting(self) -> int:
+        """Groups of exact copies with more than one label."""
+        return self.train_conflicts + self.test_conflicts
+
+    @property
+    def test_in_train(self) -> int:
+        """Test faces that have an exact copy in train."""
+        return self.test_copies + self.test_conflicts
+
+    @property
+    def near(self) -> int:
+        """Faces that are a near copy, mirrored or not, of a train face, and no exact one."""
+        return self.train_mirrored + self.test_mirrored + self.train_near + self.test_near
+
+
+def planted(n: int = 6000) -> Planted:
+    """Return what `generate` plants among ``n`` faces: FER2013's shares, roughly, and never none."""
+
+    def share(rate: float) -> int:
+        return max(1, round(rate * n))
+
+    return Planted(
+        train_copies=share(0.020),
+        val_copies=share(0.15 * 0.04),
+        test_copies=share(0.15 * 0.07),
+        train_conflicts=share(0.001),
+        test_conflicts=share(0.001),
+        train_mirrored=share(0.002),
+        test_mirrored=share(0.002),
+        train_near=share(0.003),
+        test_near=share(0.003),
+        constant=min(share(0.001), 200),
+    )
+
+
+def generate(n: int = 6000, seed: int = 0) -> Splits:
+    """Draw ``n`` faces with labels, split 70/15/15 into train, val and test, the copies of `planted` among them.
+
+    Equal ``(n, seed)`` give equal faces. 6,000 take about a second and a half.
+
+    Args:
+        n: faces in all, copies included, at least 100.
+        seed: seed of everything that varies.
+
+    Raises:
+        ValueError: ``n`` is below 100 or ``seed`` below 0.
+    """
+    if n < SMALLEST:
+        raise ValueError(f"n must be at least {SMALLEST} synthetic faces, for every emotion to be there; not {n}")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, not {seed}")
+    rng = np.random.Generator(np.random.PCG64(seed))
+    plants = planted(n)
+    val_size, test_size = round(VAL_SHARE * n), round(TEST_SHARE * n)
+    extra_train = (
+        plants.train_copies + plants.train_conflicts + plants.train_mirrored + plants.train_near + plants.constant
+    )
+    extra_test = plants.test_copies + plants.test_conflicts + plants.test_mirrored + plants.test_near
+    fresh = (n - val_size - test_size - extra_train, val_size - plants.val_copies, test_size - extra_test)
+    targets = [_targets(count, rng) for count in fresh]
+    images = _draw(_shown(np.concatenate(targets), rng), rng)
+    train, val, test = np.split(images, np.cumsum(fresh)[:2])
+
+    # Each original is copied once at most, so the counts can be told apart. Disgust stays out: it has too few faces for its
+    # count to stand a few copies.
+    originals = iter(rng.permutation(np.flatnonzero(targets[0] != EMOTIONS.index("disgust"))))
+
+    def take(count: int) -> tuple[Images, npt.NDArray[np.int64]]:
+        index = np.array([next(originals) for _ in range(count)])
+        return train[index].copy(), targets[0][index]
+
+    def relabelled(count: int) -> tuple[Images, npt.NDArray[np.int64]]:
+        copies, old = take(count)
+        return copies, _confuse(old, rng)
+
+    def mirrored(count: int) -> tuple[Images, npt.NDArray[np.int64]]:
+        copies, same = take(count)
+        return copies[:, :, ::-1], same
+
+    def altered(count: int) -> tuple[Images, npt.NDArray[np.int64]]:
+        copies, same = take(count)
+        shade = rng.integers(1, 4, (count, 1, 1)) * rng.choice([-1, 1], (count, 1, 1))
+        noisy = copies + shade + rng.normal(0, 1.2, copies.shape)
+        return np.clip(np.rint(noisy), 0, 255).astype(np.uint8), same
+
+    shades = rng.choice(256, plants.constant, replace=False).astype(np.uint8)
+    blank = np.broadcast_to(shades[:, None, None], (plants.constant, SIZE, SIZE))
+    parts = {
+        "train": (
+            (train, targets[0]),
+            take(plants.train_copies),
+            relabelled(plants.train_conflicts),
+            mirrored(plants.train_mirrored),
+            altered(plants.train_near),
+            (blank, rng.integers(0, NUM_EMOTIONS, plants.constant)),
+        ),
+        "val": ((val, targets[1]), take(plants.val_copies)),
+        "test": (
+            (test, targets[2]),
+            take(plants.test_copies),
+            relabelled(plants.test_conflicts),
+            mirrored(plants.test_mirrored),
+            altered(plants.test_near),
+        ),
+    }
+    faces = {}
+    for part, pieces in parts.items():
+        count = sum(len(piece) for piece, _ in pieces)
+        order = rng.permutation(count)
+        names = np.array([f"{part}/{number:05d}" for number in range(count)])
+        faces[part] = Faces(
+            np.ascontiguousarray(np.concatenate([piece for piece, _ in pieces])[order]),
+            np.concatenate([labels for _, labels in pieces]).astype(np.int64)[order],
+            names,
+        ).sorted()
+    return Splits(
+        faces["train"],
+        faces["val"],
+        faces["test"],
+        source="synthetic",
+        location=f"synthetic, n={n}, seed={seed}",
+        rule="Synthetic faces, drawn by this suite, split 70/15/15 with copies planted between the parts.",
+    )
+
+
+def _targets(count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Return ``count`` shuffled targets in FER2013's shares, at least one of each emotion."""
+    shares = np.array(TRAIN_COUNTS) / sum(TRAIN_COUNTS) * count
+    counts = np.maximum(1, np.floor(shares)).astype(np.int64)
+    counts[np.argmax(counts)] += count - counts.sum()
+    return rng.permutation(np.repeat(np.arange(NUM_EMOTIONS), counts))
+
+
+def _confuse(targets: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Return another emotion for each target, one that people take it for."""
+    bounds = np.cumsum(_CONFUSED / _CONFUSED.sum(axis=1, keepdims=True), axis=1)[targets]
+    found: npt.NDArray[np.int64] = (rng.random((len(targets), 1)) > bounds).sum(axis=1).clip(max=NUM_EMOTIONS - 1)
+    return found
+
+
+def _shown(targets: npt.NDArray[np.int64], rng: np.random.Generator) -> Floats:
+    """Return the traits of each face, (N, traits): the emotion in some strength, a bit of another one, and chance."""
+    n = len(targets)
+    shown = np.where(rng.random(n) < LABEL_NOISE, _confuse(targets, rng), targets)
+    strength = rng.beta(4.0, 1.8, (n, 1)).astype(np.float32) * 1.15
+    traits = strength * _MEANS[shown]
+    mixed = rng.random((n, 1)) < 0.15
+    other = _MEANS[_confuse(shown, rng)]
+    weight = np.where(mixed, rng.uniform(0.1, 0.45, (n, 1)), 0).astype(np.float32)
+    traits = (1 - weight) * traits + weight * other
+    return traits + _SPREAD * rng.standard_normal(traits.shape, dtype=np.float32)
+
+
+def _draw(traits: Floats, rng: np.random.Generator) -> Images:
+    """Draw a face per row of ``traits``, uint8 (N, 48, 48)."""
+    looks = _looks(traits, rng)
+    images = np.empty((len(traits), SIZE, SIZE), np.uint8)
+    # A few hundred faces at a time: their intermediate arrays then stay in the processor's cache.
+    for start in range(0, len(traits), 128):
+        block = {name: values[start : start + 128] for name, values in looks.items()}
+        images[start : start + 128] = _render(block, rng)
+    return images
+
+
+def _looks(traits: Floats, rng: np.random.Generator) -> dict[str, Floats]:
+    """Return all that a face is drawn from, each (N, 1, 1): its traits, its person, its pose and its photograph.
+
+    Lengths are in half-widths of the picture, shades in 0 to 1.
+    """
+    n = len(traits)
+
+    def normal(mean: float, sd: float) -> npt.NDArray[np.float64]:
+        return rng.normal(mean, sd, n)
+
+    def uniform(low: float, high: float) -> npt.NDArray[np.float64]:
+        return rng.uniform(low, high, n)
+
+    def sometimes(p: float) -> npt.NDArray[np.float64]:
+        return (rng.random(n) < p).astype(np.float64)
+
+    skin = uniform(0.42, 0.85)
+    looks = {
+        **{name: traits[:, i] for i, name in enumerate(_TRAITS)},
+        # the person
+        "head_width": normal(0.70, 0.035),
+        "head_height": normal(0.93, 0.03),
+        "jaw": uniform(0.02, 0.22),
+        "eye_apart": normal(0.315, 0.018),
+        "eye_level": normal(-0.13, 0.025),
+        "eye_width": normal(0.165, 0.012),
+        "eye_height": normal(0.062, 0.008),
+        "iris_size": normal(0.070, 0.005),
+        "iris": uniform(0.05, 0.40),
+        "gaze": normal(0.0, 0.025),
+        "brow_level": normal(-0.34, 0.02),
+        "brow_thick": uniform(0.022, 0.050),
+        "nose_length": normal(0.27, 0.03),
+        "nose_width": normal(0.125, 0.018),
+        "mouth_level": normal(0.52, 0.025),
+        "mouth_width": normal(0.265, 0.022),
+        "lip_thick": uniform(0.025, 0.055),
+        "lip_shade": uniform(0.62, 0.86),
+        "skin": skin,
+        "hair": np.clip(np.where(rng.random(n) < 0.25, uniform(0.45, 0.8), uniform(0.04, 0.35)), 0, skin + 0.1),
+        "hairline": normal(-0.60, 0.07),
+        "fringe": uniform(-0.15, 0.45),
+        "parting": normal(0.0, 0.15),
+        "long": sometimes(0.4),
+        "beard": sometimes(0.12) * uniform(0.25, 0.6),
+        "glasses": sometimes(0.08),
+        "wrinkles": uniform(0.3, 1.0),
+        # the pose
+        "shift_x": normal(0.0, 0.05),
+        "shift_y": normal(0.02, 0.05),
+        "zoom": normal(1.04, 0.06),
+        "tilt": np.radians(normal(0.0, 6.0)),
+        "turn": normal(0.0, 0.06),
+        # the photograph
+        "back": uniform(0.05, 0.95),
+        "back_slope": normal(0.0, 0.12),
+        "shirt": uniform(0.05, 0.9),
+        "light_x": normal(0.0, 0.16),
+        "light_y": normal(-0.04, 0.08),
+        "edge": uniform(0.05, 0.09),
+        "blur": np.clip(normal(0.08, 0.08), 0, 0.25),
+        "contrast": np.clip(normal(0.95, 0.15), 0.5, 1.3),
+        "brightness": normal(0.0, 0.07),
+        "noise": uniform(0.008, 0.045),
+        # what hides a part: a hand, a microphone, the margin of the picture
+        "hidden": sometimes(0.07),
+        "hidden_x": uniform(-0.75, 0.75),
+        "hidden_y": uniform(0.25, 1.0),
+        "hidden_size": uniform(0.16, 0.34),
+        "hidden_shade": uniform(0.1, 0.8),
+    }
+    return {name: values.astype(np.float32)[:, None, None] for name, values in looks.items()}
+
+
+def _render(p: dict[str, Floats], rng: np.random.Generator) -> Images:
+    """Draw one block of faces from their looks, back to front."""
+    axis = ((np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE * 2 - 1)[None]
+    x, y = axis[:, None, :] - p["shift_x"], axis[:, :, None] - p["shift_y"]
+    cos, sin = np.cos(p["tilt"]) / p["zoom"], np.sin(p["tilt"]) / p["zoom"]
+    u, v = cos * x + sin * y, cos * y - sin * x  # the face's own axes: u to the right, v downwards
+    edge = p["edge"]
+
+    def inside(distance: Floats) -> Floats:
+        """Share of a pixel inside a shape, from its distance to the outline, negative inside."""
+        return np.clip(0.5 - distance / edge, 0, 1)
+
+    def ellipse(at_u: Floats, at_v: Floats, width: Floats, height: Floats) -> Floats:
+        r = np.sqrt((at_u / width) ** 2 + (at_v / height) ** 2)
+        return inside((r - 1) * np.minimum(width, height))
+
+    def paint(mask: Floats, shade: Floats) -> None:
+        nonlocal picture
+        picture += mask * (shade - picture)
+
+    def darken(mask: Floats) -> None:
+        nonlocal picture
+        picture *= 1 - mask
+
+    one = np.float32(1)
+    picture = np.broadcast_to(p["back"] + p["back_slope"] * v, (len(u), SIZE, SIZE)).copy()
+
+    # Hair behind the head, neck, shirt
+    fall = 1 + np.float32(0.9) * p["long"]
+    below = np.where(v > 0, v / fall, v)
+    paint(ellipse(u, below + 0.12, p["head_width"] + 0.12, p["head_height"] + 0.02 * one), p["hair"])
+    paint(inside(np.abs(u) - 0.36 - 0.2 * np.maximum(v - 0.9, 0)) * (v > 0.3), 0.8 * p["skin"])
+    paint(ellipse(u, v - 1.5, one * 1.15, one * 0.46), p["shirt"])
+
+    # Head, its roundness and its hairline
+    jaw = p["head_width"] * (1 - p["jaw"] * np.maximum(v, 0))
+    head = ellipse(u, v, jaw, p["head_height"])
+    roundness = (u / jaw) ** 2 + 0.5 * (v / p["head_height"]) ** 2
+    shade = p["skin"] * (1.06 - 0.17 * roundness)
+    for side in (-1, 1):
+        paint(ellipse(u - side * p["head_width"], v + 0.05, one * 0.07, one * 0.16) * (1 - p["long"]), 0.85 * p["skin"])
+    paint(head, shade)
+    beard = inside(0.30 - v + 0.25 * (1 - np.abs(u / jaw))) * head
+    paint(beard * p["beard"], p["hair"])
+    lock = p["fringe"] * (u - p["parting"]) ** 2
+    paint(head * inside(v - p["hairline"] - lock), p["hair"] * (1 + 0.15 * (u - v)))
+
+    u = u - p["turn"] * (1 - u * u)  # a turned head moves its features, the middle most
+    middle = np.abs(u)
+
+    # Lines of age and of effort on the forehead
+    raised = np.clip(p["brow"] - 0.25, 0, 1) * p["wrinkles"]
+    for level in (0.13, 0.21):
+        line = np.abs(v - p["brow_level"] + level + 0.12 * p["brow"] - 0.12 * u * u)
+        darken(0.22 * raised * inside(line - 0.012) * (middle < 0.36))
+    frown = np.clip(-p["slant"] - 0.2, 0, 1) * p["wrinkles"]
+    darken(0.35 * frown * inside(np.abs(middle - 0.055) - 0.012) * (np.abs(v - p["brow_level"] - 0.03) < 0.09))
+
+    # Eyes and brows
+    lift = np.clip(1 + 0.62 * p["eye"], 0.12, 2.2)
+    lower = np.clip(1 - 0.55 * p["squint"], 0.2, 1.2)
+    for side in (-1, 1):
+        du = (u - side * p["eye_apart"]) * side  # positive towards the temple
+        dv = v - p["eye_level"]
+        t2 = (du / p["eye_width"]) ** 2
+        arch = np.maximum(1 - t2, 0)
+        upper_lid = -p["eye_height"] * 1.25 * lift * arch
+        lower_lid = p["eye_height"] * 0.95 * lower * arch
+        darken(0.16 * ellipse(du, dv + 0.03, p["eye_width"] * 1.25, p["eye_height"] * 2.6))
+        eye = inside(np.maximum(upper_lid - dv, dv - lower_lid)) * (t2 < 1)
+        paint(eye, 0.25 + 0.7 * p["skin"] + 0.1 * one)
+        iris_u, iris_v = du - p["gaze"] * side, dv + 0.012
+        paint(eye * ellipse(iris_u, iris_v, p["iris_size"], p["iris_size"]), p["iris"])
+        paint(eye * ellipse(iris_u + 0.02, iris_v + 0.03, one * 0.022, one * 0.022), one * 0.95)
+        darken(0.75 * inside(np.abs(dv - upper_lid) - 0.016) * (t2 < 1.15))
+        darken(0.25 * inside(np.abs(dv - lower_lid) - 0.006) * (t2 < 1.0))
+        darken(0.25 * np.clip(p["squint"], 0, 1) * inside(np.abs(dv - 0.11 + 0.8 * du * du) - 0.01) * (t2 < 1))
+        span = du / 0.21
+        brow_v = (
+            v
+            - p["brow_level"]
+            + 0.105 * p["brow"]
+            - 0.075 * p["slant"] * span
+            + (0.035 + 0.02 * p["brow"]) * (1 - span * span)
+            - 0.02
+        )
+        taper = p["brow_thick"] * (1.15 - 0.45 * span)
+        stroke = inside(np.maximum(np.abs(brow_v) - taper, np.abs(du - 0.01) - 0.205))
+        paint(stroke * 0.85, np.minimum(p["hair"], 0.55 * p["skin"]))
+
+    # Nose
+    tip = p["eye_level"] + 0.06 + p["nose_length"]
+    bridge = inside(np.abs(middle - 0.06 - 0.1 * np.maximum(v - tip + 0.15, 0)) - 0.012)
+    darken(0.13 * bridge * (v > p["eye_level"] - 0.06) * (v < tip))
+    wings = p["nose_width"] * (1 + 0.12 * p["fold"])
+    darken(0.42 * ellipse(middle - 0.062, v - tip - 0.05, one * 0.038, one * 0.022))
+    underside = np.abs(v - tip - 0.085 + 2.2 * (u * u))
+    darken(0.28 * inside(underside - 0.012) * (middle < wings))
+    darken(0.30 * inside(np.abs(middle - wings) - 0.01) * (np.abs(v - tip - 0.02) < 0.06))
+    paint(0.35 * ellipse(u, v - tip + 0.03, one * 0.05, one * 0.06), np.minimum(p["skin"] * 1.25, one))
+    effort = np.clip(p["fold"], 0, 1.3)
+    wrinkled = np.clip(p["fold"] - 0.45, 0, 1) * np.clip(p["lip"] + 0.3, 0, 1)
+    darken(0.4 * wrinkled * inside(np.abs(v - p["eye_level"] - 0.06 - 0.8 * middle) - 0.014) * (middle < 0.11))
+    fold_u = wings + 0.05 + 0.42 * np.maximum(v - tip, 0)
+    darken(0.34 * effort * inside(np.abs(middle - fold_u) - 0.014) * (v > tip - 0.01) * (v < p["mouth_level"] + 0.02))
+
+    # Mouth: two curves through the corners; between them the opening with its teeth, around it the lips
+    half = p["mouth_width"] * np.clip(1 + 0.34 * p["width"], 0.45, 1.6)
+    s2 = (u / half) ** 2
+    bow = np.maximum(1 - s2, 0)
+    opening = np.clip(p["open"], 0, 1.3)
+    corner = p["mouth_level"] - 0.095 * p["corner"]
+    sweep = 0.15 * p["corner"]  # how far the middle hangs below the corners
+    top = corner + (sweep * 0.75 - 0.07 * opening - 0.075 * p["lip"]) * bow
+    bottom = corner + (sweep * 1.05 + 0.235 * opening + 0.02 * np.clip(p["lip"], 0, 1)) * bow
+    wide = s2 < 1
+    upper_lip = inside(np.maximum(top - p["lip_thick"] * (0.35 + 0.9 * bow) - v, v - bottom))
+    lower_lip = inside(np.maximum(top - v, v - bottom - p["lip_thick"] * (0.2 + 1.3 * bow)))
+    darken((1 - p["lip_shade"]) * np.maximum(upper_lip, lower_lip) * (s2 < 1.05))
+    gap = inside(np.maximum(top - v, v - bottom)) * wide
+    paint(gap * np.clip((bottom - top) / 0.05, 0, 1), one * 0.08)
+    shown = np.clip(p["teeth"], 0, 1) * np.clip((bottom - top) / 0.06, 0, 1)
+    teeth = inside(np.maximum(top + 0.012 - v, v - top - 0.01 - np.minimum(0.1, 0.8 * (bottom - top)))) * wide
+    paint(teeth * shown * inside(middle - half * 0.88), one * 0.93)
+    darken(0.55 * inside(np.abs(v - top) - 0.008) * wide)
+    darken(0.4 * ellipse(middle - half, v - corner, one * 0.03, one * 0.025))
+    darken(0.14 * ellipse(u, v - bottom - p["lip_thick"] - 0.075, half * 0.55, one * 0.03))
+
+    # Glasses
+    rim_u, rim_v = middle - p["eye_apart"], v - p["eye_level"] - 0.02
+    rim = np.sqrt((rim_u / 0.22) ** 2 + (rim_v / 0.18) ** 2)
+    frame = inside(np.abs(rim - 1) * 0.19 - 0.016)
+    frame = np.maximum(frame, inside(np.maximum(np.abs(rim_v + 0.04) - 0.014, middle - 0.11)))
+    paint(frame * p["glasses"] * 0.9, one * 0.07)
+
+    hidden = ellipse(u - p["hidden_x"], v - p["hidden_y"], p["hidden_size"], p["hidden_size"] * 1.2)
+    paint(hidden * p["hidden"], p["hidden_shade"] * (1.1 - 0.3 * v))
+
+    # The photograph
+    picture *= 1 + p["light_x"] * axis[:, None, :] + p["light_y"] * axis[:, :, None]
+    for _ in range(1):
+        padded = np.pad(picture, ((0, 0), (1, 1), (0, 0)), mode="edge")
+        picture = (1 - 2 * p["blur"]) * picture + p["blur"] * (padded[:, 2:] + padded[:, :-2])
+        padded = np.pad(picture, ((0, 0), (0, 0), (1, 1)), mode="edge")
+        picture = (1 - 2 * p["blur"]) * picture + p["blur"] * (padded[:, :, 2:] + padded[:, :, :-2])
+    picture = 0.5 + p["contrast"] * (picture - 0.5) + p["brightness"]
+    picture += p["noise"] * rng.standard_normal(picture.shape, dtype=np.float32)
+    return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
