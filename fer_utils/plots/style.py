@@ -1,8 +1,9 @@
 """One look for every figure: colours, sizes, and grids of faces.
 
 Figures are ``matplotlib.figure.Figure`` objects made without pyplot, so a function of this package leaves no state
-behind, opens no window and leaks nothing when it is called a thousand times. A notebook shows one with ``display(figure)``
-after ``%matplotlib inline``, which teaches IPython to draw any Figure; a run keeps one with ``run.save_figure``.
+behind, opens no window and leaks nothing when it is called a thousand times. A notebook shows one with
+``display(figure)`` after ``%matplotlib inline``, which teaches IPython to draw any Figure; a run keeps one with
+``run.save_figure``.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def styled(function: Callable[P, R]) -> Callable[P, R]:
 
 @styled
 def figure(title: str = "", height: float = 3.6, width: float = WIDTH) -> Figure:
-    """Return an empty figure, sizes in inches, with its title; call it inside a ``styled`` function and add axes to it."""
+    """Return an empty figure, sizes in inches, with its title; a ``styled`` function adds axes to it."""
     result = Figure(figsize=(width, height), layout="constrained")
     if title:
         result.suptitle(title)
@@ -134,8 +135,8 @@ def face_grid(
     """Return a grid of faces, filled row by row.
 
     Args:
-        images: N pictures: grey (H, W) or colour (H, W, 3), uint8 in 0 to 255 or float in [0, 1]. Every picture is drawn
-            on the full grey range, so that brightness can be compared.
+        images: N pictures: grey (H, W) or colour (H, W, 3), uint8 in 0 to 255 or float in [0, 1]. Every picture is
+            drawn on the full grey range, so that brightness can be compared.
         title: what the grid shows.
         captions: N texts under the faces, one or more lines each.
         colors: N colours of the captions, and of the frames where ``framed``.

@@ -1,0 +1,272 @@
+"""Figures of the data: distributions, faces, pixel statistics, copies and leakage, augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fer_utils.emotions import COLORS, EMOTIONS, UNLABELLED
+from fer_utils.faces import PARTS, Faces, Images, Splits
+from fer_utils.plots.style import (
+    INK,
+    LINE_STYLES,
+    MUTED,
+    PART_COLORS,
+    SEQUENTIAL,
+    WRONG,
+    face_grid,
+    figure,
+    grid_lines,
+    ink_on,
+    styled,
+)
+
+PART_TITLES = {"train": "Training", "val": "Validation", "test": "Test"}
+
+
+@styled
+def class_distribution(faces: Faces, part: str, note: str = "") -> Figure:
+    """Return bars of how many faces of one part each emotion has, with counts and shares.
+
+    Args:
+        faces: the part's faces.
+        part: its name, ``train``, ``val`` or ``test``.
+        note: what the title ends with (``splits.title_note``).
+    """
+    result = figure(f"{PART_TITLES.get(part, part)} faces of each emotion{note}", 3.8)
+    axes = result.add_subplot()
+    counts = faces.counts()
+    axes.bar(EMOTIONS, counts, color=COLORS, width=0.7)
+    for x, (count, share) in enumerate(zip(counts, counts / max(1, counts.sum()), strict=True)):
+        axes.annotate(
+            f"{count:,}\n{share:.1%}", (x, count), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9
+        )
+    axes.set_ylim(0, max(1, counts.max()) * 1.2)
+    axes.set_xlabel("emotion")
+    axes.set_ylabel("faces")
+    grid_lines(axes)
+    return result
+
+
+@styled
+def class_distributions(splits: Splits) -> Figure:
+    """Return bars of counts and shares of each emotion, the parts side by side; an unlabelled part says so."""
+    result = figure(f"Faces of each emotion in each part{splits.title_note}", 3.4)
+    axes = result.subplots(1, 3, sharey=True)
+    for panel, (part, faces) in zip(axes, splits, strict=True):
+        counts = faces.counts()
+        total = int(counts.sum())
+        panel.set_title(f"{part}: {len(faces):,} faces")
+        panel.set_xlabel("faces")
+        if not total:
+            panel.text(0.5, 0.5, "no labels" if len(faces) else "empty", transform=panel.transAxes, ha="center")
+            continue
+        panel.barh(EMOTIONS, counts, color=COLORS, height=0.7)
+        for y, count in enumerate(counts):
+            text = f"{count:,} · {count / total:.1%}"
+            panel.annotate(text, (count, y), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8.5)
+        # Room for the longest label, which stands to the right of the longest bar.
+        panel.set_xlim(0, counts.max() * 1.62)
+        panel.xaxis.set_major_locator(mpl.ticker.MaxNLocator(3, integer=True))
+        grid_lines(panel, "x")
+    axes[0].invert_yaxis()
+    return result
+
+
+@styled
+def sample_faces(faces: Faces, note: str = "", per_emotion: int = 9, seed: int = 0) -> Figure:
+    """Return a row of randomly drawn faces for each emotion; an emotion with fewer faces has a shorter row."""
+    rng = np.random.default_rng(seed)
+    blank = np.ones((1, 1))
+    images: list[npt.NDArray[np.uint8] | npt.NDArray[np.float64]] = []
+    for target in range(len(EMOTIONS)):
+        members = np.flatnonzero(faces.targets == target)
+        drawn = rng.choice(members, min(per_emotion, len(members)), replace=False)
+        images += [faces.images[index] for index in drawn] + [blank] * (per_emotion - len(drawn))
+    return face_grid(
+        images,
+        title=f"Randomly drawn faces of each emotion{note}",
+        columns=per_emotion,
+        row_labels=EMOTIONS,
+        fontsize=9.5,
+    )
+
+
+@styled
+def mean_faces(faces: Faces, note: str = "") -> Figure:
+    """Return the mean face of each emotion, and below it what it has more (red) or less (blue) of than the mean of all.
+
+    The differences share one scale, on which full colour is the largest of them.
+    """
+    overall = _mean(faces.images)
+    present = [target for target, count in enumerate(faces.counts()) if count]
+    means = {target: _mean(faces.images[faces.targets == target]) for target in present}
+    spread = max((float(np.abs(mean - overall).max()) for mean in means.values()), default=0.0) or 1.0
+    colors = mpl.colormaps["RdBu_r"]
+    blank = np.ones((1, 1))
+    upper = [means[t] / 255 if t in means else blank for t in range(len(EMOTIONS))] + [overall / 255]
+    lower = [
+        colors(0.5 + (means[t] - overall) / (2 * spread))[..., :3] if t in means else blank
+        for t in range(len(EMOTIONS))
+    ]
+    return face_grid(
+        [*upper, *lower, blank],
+        title=f"Mean face of each emotion, and how it differs from the mean of all{note}",
+        columns=len(EMOTIONS) + 1,
+        row_labels=["mean", "difference"],
+        column_labels=[*EMOTIONS, "all"],
+        fontsize=9.5,
+    )
+
+
+@styled
+def pixel_statistics(splits: Splits) -> Figure:
+    """Return densities, a line per part, of grey values, of each face's brightness (mean) and contrast (deviation)."""
+    result = figure(f"Grey values, brightness and contrast of the faces{splits.title_note}", 3.0)
+    axes = result.subplots(1, 3)
+    for part, faces in splits:
+        if not len(faces):
+            continue
+        style = {"color": PART_COLORS[part], "linestyle": LINE_STYLES[part], "label": part}
+        grey = np.bincount(faces.images.reshape(-1), minlength=256) / faces.images.size
+        axes[0].plot(np.arange(256), grey * 100, linewidth=1.2, color=PART_COLORS[part], linestyle=LINE_STYLES[part])
+        brightness, contrast = brightness_and_contrast(faces.images)
+        for panel, values, top in ((axes[1], brightness, 256), (axes[2], contrast, 128)):
+            density, edges = np.histogram(values, bins=40, range=(0, top))
+            panel.plot((edges[1:] + edges[:-1]) / 2, density / len(faces) * 100, **style)
+    for panel, xlabel, ylabel in zip(
+        axes,
+        ("grey value of a pixel (0 to 255)", "mean grey value of a face", "standard deviation in a face"),
+        ("% of pixels", "% of faces", "% of faces"),
+        strict=True,
+    ):
+        panel.set_xlabel(xlabel)
+        panel.set_ylabel(ylabel)
+        panel.set_ylim(bottom=0)
+        grid_lines(panel)
+    axes[2].legend()
+    return result
+
+
+def brightness_and_contrast(images: Images) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return mean and standard deviation of each image's grey values, two of float64 (N,) in 0 to 255."""
+    flat = images.reshape(len(images), -1)
+    # Sums of squares in integers: exact, and no float copy of all pixels (0.6 GB for FER2013) is made.
+    total = flat.sum(axis=1, dtype=np.int64)
+    squares = np.einsum("ij,ij->i", flat, flat, dtype=np.int64)
+    mean = total / flat.shape[1]
+    return mean, np.sqrt(np.maximum(0.0, squares / flat.shape[1] - mean**2))
+
+
+@styled
+def leakage_matrix(shares: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], note: str = "") -> Figure:
+    """Return a table of how many faces of each part have a copy in each other part.
+
+    Args:
+        shares: (3, 3) in [0, 1]: share of the row's faces with a copy in the column's part.
+        counts: (3, 3): how many these are.
+        note: what the title ends with.
+    """
+    result = figure(f"Faces with a copy in another part, or again in their own{note}", 3.3, 6.2)
+    axes = result.add_subplot()
+    top = max(float(shares.max()), 1e-9)
+    axes.imshow(shares, cmap=SEQUENTIAL, vmin=0, vmax=top)
+    for row in range(3):
+        for column in range(3):
+            text = f"{counts[row, column]:,}\n{shares[row, column]:.1%}"
+            color = ink_on(float(shares[row, column]) / top)
+            axes.text(column, row, text, ha="center", va="center", color=color)
+    _label_table(axes, "the copy is in", "face of")
+    return result
+
+
+def _label_table(axes: Axes, xlabel: str, ylabel: str) -> None:
+    axes.set_xticks(range(3), PARTS)
+    axes.set_yticks(range(3), PARTS)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+@styled
+def copies(groups: Sequence[Faces], parts: Sequence[Sequence[str]], title: str, most: int = 8) -> Figure:
+    """Return examples of copies: one group after another, each face with its part, its label and its name.
+
+    A label that disagrees with its group's first is red and marked with ``≠``.
+
+    Args:
+        groups: the faces of each group.
+        parts: for each group, the part of each of its faces.
+        title: what the copies are.
+        most: faces in a row; a group longer than a row is cut short, its last caption telling how many are left out.
+    """
+    columns = max((min(most, len(group)) for group in groups), default=1)
+    images: list[npt.NDArray[np.uint8] | npt.NDArray[np.float64]] = []
+    captions: list[str] = []
+    colors: list[str] = []
+    for group, where in zip(groups, parts, strict=True):
+        for index in range(columns):
+            if index >= len(group):
+                images.append(np.ones((1, 1)))
+                captions.append("")
+                colors.append(INK)
+                continue
+            target = int(group.targets[index])
+            differs = target != group.targets[0]
+            label = "unlabelled" if target == UNLABELLED else EMOTIONS[target]
+            left_out = len(group) - columns if index == columns - 1 else 0
+            images.append(group.images[index])
+            captions.append(
+                f"{where[index]}\n{'≠ ' if differs else ''}{label}" + (f"\nand {left_out} more" if left_out > 0 else "")
+            )
+            colors.append(WRONG if differs else INK)
+    return face_grid(images, title=title, captions=captions, colors=colors, columns=columns, cell=0.95)
+
+
+@styled
+def named_faces(faces: Faces, parts: Sequence[str], title: str, columns: int = 8) -> Figure:
+    """Return faces with their part and label below each, for instance the constant images."""
+    labels = ["unlabelled" if target == UNLABELLED else EMOTIONS[target] for target in faces.targets]
+    captions = [f"{part}\n{label}" for part, label in zip(parts, labels, strict=True)]
+    return face_grid(
+        faces.images,
+        title=title,
+        captions=captions,
+        columns=min(columns, max(1, len(faces))),
+        cell=0.92,
+        framed=True,
+        colors=[MUTED] * len(faces),
+    )
+
+
+@styled
+def augmentation(before: Images, after: Mapping[str, npt.NDArray[np.float32]], title: str) -> Figure:
+    """Return the same faces before, and after each operation, a row for each.
+
+    Args:
+        before: uint8 (N, H, W), the faces as they are.
+        after: by operation, float (N, H, W) or (N, 1, H, W) or (N, 3, H, W) in [0, 1].
+        title: what was done.
+    """
+    rows = [list(before)]
+    for images in after.values():
+        planes = images if images.ndim == 4 else images[:, None]
+        rows.append([plane[0] if len(plane) == 1 else np.moveaxis(plane, 0, -1) for plane in planes.clip(0, 1)])
+    return face_grid(
+        [image for row in rows for image in row],
+        title=title,
+        columns=max(1, len(before)),
+        row_labels=["before", *after],
+        fontsize=9.5,
+    )
+
+
+def _mean(images: Images) -> npt.NDArray[np.float64]:
+    mean: npt.NDArray[np.float64] = images.mean(axis=0, dtype=np.float64) if len(images) else np.zeros(images.shape[1:])
+    return mean

@@ -1,0 +1,167 @@
+"""Figures of a training: curves of loss, accuracy and learning rate, the live figure, and learned filters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fer_utils.faces import Part
+from fer_utils.plots.style import INK, LINE_STYLES, MUTED, PART_COLORS, face_grid, figure, grid_lines, styled
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["accuracy_curve", "first_filters", "learning_rate", "live", "loss_curve"]
+
+
+@styled
+def loss_curve(history: pd.DataFrame, note: str = "") -> Figure:
+    """Return training and validation loss by epoch, the lowest validation loss marked.
+
+    Args:
+        history: ``run.history()``: columns ``epoch``, ``train_loss`` and, with a validation part, ``val_loss``.
+        note: what the title ends with (``splits.title_note``).
+    """
+    result = figure(f"Loss by epoch{note}", 3.8)
+    _curves(result.add_subplot(), history, "loss")
+    return result
+
+
+@styled
+def accuracy_curve(history: pd.DataFrame, note: str = "") -> Figure:
+    """Return training and validation accuracy in percent by epoch, the highest validation accuracy marked."""
+    result = figure(f"Accuracy by epoch{note}", 3.8)
+    _curves(result.add_subplot(), history, "accuracy")
+    return result
+
+
+@styled
+def learning_rate(history: pd.DataFrame, note: str = "", schedule: npt.NDArray[np.float64] | None = None) -> Figure:
+    """Return the learning rate by epoch.
+
+    Args:
+        history: ``run.history()``, with columns ``epoch`` and ``lr``.
+        note: what the title ends with.
+        schedule: rates planned for every step of the whole training, evenly spread over its epochs, drawn as a line
+            behind the points; without it the points are joined.
+    """
+    result = figure(f"Learning rate by epoch{note}", 3.2)
+    _rates(result.add_subplot(), history, schedule)
+    return result
+
+
+@styled
+def live(history: pd.DataFrame, epochs: int, note: str = "") -> Figure:
+    """Return loss, accuracy and learning rate side by side, on axes as long as the training will be.
+
+    Args:
+        history: the epochs so far, as ``run.history()`` gives them.
+        epochs: how many there will be.
+        note: what the title ends with.
+    """
+    done = int(history["epoch"].max()) if len(history) else 0
+    result = figure(f"Epoch {done} of {epochs}{note}", 2.9)
+    loss, accuracy, rate = result.subplots(1, 3)
+    _curves(loss, history, "loss", brief=True)
+    _curves(accuracy, history, "accuracy", brief=True)
+    if len(history):
+        _rates(rate, history, None)
+    for axes in (loss, accuracy, rate):
+        axes.set_xlim(0.5, max(epochs, done, 1) + 0.5)
+    return result
+
+
+def _curves(axes: Axes, history: pd.DataFrame, measure: str, brief: bool = False) -> None:
+    """Draw the training and validation columns of ``loss`` or ``accuracy``."""
+    percent = measure == "accuracy"
+    factor = 100 if percent else 1
+    unit = " (%)" if percent else ""
+    words: dict[Part, str] = {"train": "training", "val": "validation"}
+    for part, word in words.items():
+        column = f"{part}_{measure}"
+        if column not in history or history[column].isna().all():
+            continue
+        values = history[column] * factor
+        axes.plot(
+            history["epoch"],
+            values,
+            color=PART_COLORS[part],
+            linestyle=LINE_STYLES[part],
+            marker="o" if part == "train" else "s",
+            # Markers tell single epochs; in a long training they would melt into a band.
+            markersize=4 if len(history) <= 40 else 0,
+            label=word,
+        )
+        if part == "val" and not brief:
+            best = int(values.idxmax() if percent else values.idxmin())
+            epoch, value = int(history["epoch"][best]), float(values[best])
+            axes.plot([epoch], [value], marker="*", markersize=14, color=PART_COLORS[part], markeredgecolor="white")
+            number = f"{value:.1f}%" if percent else f"{value:.3f}"
+            # Beside the star and away from the nearer side, so that the text stays within the axes.
+            late = epoch > (history["epoch"].min() + history["epoch"].max()) / 2
+            axes.annotate(
+                f"best validation {number}, epoch {epoch}",
+                (epoch, value),
+                xytext=(-10 if late else 10, -16 if percent else 14),
+                textcoords="offset points",
+                ha="right" if late else "left",
+                fontsize=9,
+            )
+    axes.margins(y=0.18)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(f"{'cross-entropy loss' if measure == 'loss' else 'accuracy'}{unit}")
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    grid_lines(axes)
+    if axes.lines:
+        axes.legend()
+
+
+def _rates(axes: Axes, history: pd.DataFrame, schedule: npt.NDArray[np.float64] | None) -> None:
+    if schedule is not None and len(schedule):
+        epochs = int(history["epoch"].max())
+        axes.plot(
+            np.linspace(0, epochs, len(schedule)), schedule, color=MUTED, linewidth=1.2, label="planned, each step"
+        )
+    axes.plot(
+        history["epoch"],
+        history["lr"],
+        color=INK,
+        marker="o",
+        markersize=4 if len(history) <= 40 else 0,
+        linestyle="-" if schedule is None else "none",
+        label="end of epoch",
+    )
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("learning rate")
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    axes.set_ylim(bottom=0)
+    grid_lines(axes)
+    if schedule is not None:
+        axes.legend()
+
+
+@styled
+def first_filters(weights: Tensor | npt.NDArray[np.float32], note: str = "", columns: int = 16) -> Figure:
+    """Return the kernels of the network's first convolution as pictures: dark is negative, mid grey 0, light positive.
+
+    Args:
+        weights: (out, in, k, k), as ``models.first_filters`` gives them; with three input channels a filter is drawn in
+            colour. Each filter is scaled by its own largest weight, since a trained network's differ a hundredfold.
+        note: what the title ends with.
+        columns: filters in a row.
+    """
+    kernels = np.asarray(weights, dtype=np.float32)
+    scale = np.abs(kernels).max(axis=(1, 2, 3), keepdims=True)
+    shown = 0.5 + kernels / (2 * np.where(scale > 0, scale, 1.0))
+    pictures = [np.moveaxis(one, 0, -1) if len(one) == 3 else one.mean(axis=0) for one in shown]
+    size = f"{kernels.shape[2]}×{kernels.shape[3]}"
+    return face_grid(
+        pictures, title=f"{len(pictures)} filters of the first convolution, {size} pixels{note}", columns=columns
+    )
