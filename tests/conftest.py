@@ -1,0 +1,69 @@
+"""What every test file shares: drawn faces, the real faces where they are, a recipe that trains in seconds."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from fer_utils.faces import Splits
+from fer_utils.recipe import Recipe, load
+
+# Before anything reads them: tests leave the user's caches, settings and credentials alone, and start without any.
+_HOME = tempfile.mkdtemp(prefix="fer-tests-")
+for _name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"):
+    os.environ.pop(_name, None)
+for _name in ("TORCH_HOME", "KAGGLEHUB_CACHE", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR"):
+    os.environ.pop(_name, None)
+os.environ["HOME"] = os.environ["USERPROFILE"] = os.environ["LOCALAPPDATA"] = _HOME
+# Figures are drawn, never shown.
+os.environ["MPLBACKEND"] = "agg"
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_HOME, ignore_errors=True)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("real") and not os.environ.get("FER_DATA"):
+        pytest.skip(_NO_REAL_DATA)
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("there is no CUDA device")
+
+
+_NO_REAL_DATA = "FER_DATA is not set: it names FER2013's folder, with train/ and test/ in it"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads() -> None:
+    # More threads than cores slow down tiny networks, and CI has two.
+    import torch
+
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(scope="session")
+def synthetic_splits() -> Splits:
+    """A few hundred drawn faces."""
+    from fer_utils.sources import synthetic
+
+    return synthetic.generate(600, seed=0)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Path of the real faces' folder layout; the test is skipped where there are none."""
+    path = os.environ.get("FER_DATA")
+    if not path:
+        pytest.skip(_NO_REAL_DATA)
+    return Path(path)
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe() -> Recipe:
+    """A recipe that trains on the drawn faces in seconds; ``model_copy(update=...)`` changes a field."""
+    return load("fast", {"width": 0.125, "epochs": 1, "batch_size": 64})
