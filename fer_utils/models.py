@@ -1,0 +1,449 @@
+"""Networks: torchvision's backbones and one small CNN, made to fit a recipe, with ImageNet weights if it asks for them.
+
+Every network maps float faces (B, channels, S, S) to logits (B, 7). Parameters keep torchvision's names, and the head
+lies under the backbone's own classifier name (``fc`` or ``classifier``), so layers are named as torchvision names them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from pickle import UnpicklingError  # what torch.load raises; nothing is unpickled here
+from typing import Any, Final
+from urllib.parse import urlparse
+
+import pandas as pd
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fer_utils.emotions import NUM_EMOTIONS
+from fer_utils.recipe import Recipe
+
+DOWNLOAD_TIMEOUT: Final = 20.0
+"""Seconds without a byte before a download of weights is given up: torch sets no limit of its own."""
+
+_SIZES: Final = (24, 28, 32, 40, 48, 56, 64, 75, 80, 96, 112, 128, 160, 192, 224, 256, 299, 384, 512)
+_DENSENET_KEY: Final = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
+
+
+class ModelError(ValueError):
+    """A recipe asks for a network that cannot be built; the message says what can."""
+
+
+class MissingWeights(RuntimeError):
+    """ImageNet weights cannot be had; the message says what was tried, where to put the file, and how to do without."""
+
+
+class CustomCNN(nn.Module):
+    """Four blocks of 3×3 convolution, ReLU and 2×2 max-pool, then the recipe's head on 256 × 3 × 3 features.
+
+    At 48 px the last map is 3 × 3 and the pool before the classifier changes nothing; it lets other sizes through.
+    """
+
+    def __init__(self, channels: int = 1, head: tuple[int, ...] = (), dropout: float = 0.0) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        for inputs, outputs in ((channels, 32), (32, 64), (64, 128), (128, 256)):
+            blocks += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        self.features = nn.Sequential(*blocks)
+        self.pool = nn.AdaptiveAvgPool2d(3)
+        self.classifier = _head(256 * 3 * 3, head, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, 7) of faces (B, channels, S, S), S at least 16."""
+        logits: Tensor = self.classifier(self.pool(self.features(x)).flatten(1))
+        return logits
+
+
+def build(recipe: Recipe, *, pretrained: bool = True) -> nn.Module:
+    """Return the recipe's network, in training mode, its frozen parameters marked.
+
+    Args:
+        recipe: backbone, stem, width, channels, head, dropout, weights and train_layers are read.
+        pretrained: False leaves ImageNet weights out, for whoever loads a checkpoint next.
+
+    With ImageNet weights a 1-channel network gets the mean of the first kernels over their three colours. A backbone's
+    own dropout (VGG's, EfficientNet's) stays as torchvision has it, before the head's. Inception and GoogLeNet come
+    without auxiliary classifiers, and without torchvision's change of the input: their weights expect
+    ``normalize: half``.
+
+    Raises:
+        ModelError: no such backbone or layer, a size that the backbone cannot take, or a head that it cannot carry.
+        MissingWeights: the ImageNet weights are neither in torch's cache nor to be downloaded.
+    """
+    for size in dict.fromkeys((recipe.image_size, *(recipe.progressive or ()))):
+        _check_size(recipe, size)
+    model = _network(recipe)
+    if pretrained and recipe.weights == "imagenet":
+        _load_imagenet(model, recipe)
+    layers = layer_names(model)
+    _check_layers("train_layers", recipe.train_layers, layers)
+    _check_layers("layer_lr", tuple(recipe.layer_lr), layers)
+    if recipe.train_layers:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = _layer_of(name, recipe.train_layers) is not None
+    return model
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Return the optimiser's groups: ``params``, ``lr``, ``weight_decay`` and ``name``, frozen parameters left out.
+
+    A layer's rate is ``lr`` times its factor in ``layer_lr``, where the longest matching name wins. Matrices and
+    convolution kernels decay; biases, norms and embeddings do so with ``decay_all`` only, which is stock torch.
+
+    Raises:
+        ModelError: ``layer_lr`` names a layer that the network has not.
+    """
+    _check_layers("layer_lr", tuple(recipe.layer_lr), layer_names(model))
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    for layer in (*recipe.layer_lr, "rest" if recipe.layer_lr else "all"):
+        lr = recipe.lr * recipe.layer_lr.get(layer, 1.0)
+        for decayed in (True, False):
+            decay, name = (recipe.weight_decay, layer) if decayed else (0.0, f"{layer}, no decay")
+            groups[layer, decayed] = {"params": [], "lr": lr, "weight_decay": decay, "name": name}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            layer = _layer_of(name, tuple(recipe.layer_lr)) or ("rest" if recipe.layer_lr else "all")
+            decayed = recipe.decay_all or (parameter.ndim >= 2 and name.endswith("weight"))
+            groups[layer, decayed]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
+
+
+def set_training_mode(model: nn.Module, recipe: Recipe) -> None:
+    """Put the network in training mode; with ``freeze_batch_norm`` frozen batch-norms keep their statistics."""
+    model.train()
+    if recipe.freeze_batch_norm:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d) and not any(p.requires_grad for p in module.parameters()):
+                module.eval()
+
+
+def summary(model: nn.Module, recipe: Recipe) -> pd.DataFrame:
+    """Return a table of the network's innermost modules in the order in which one face passes them.
+
+    Columns: ``layer`` (name), ``kind`` (class), ``shape`` (output, without the batch), ``parameters`` (number) and
+    ``trainable`` (number of those that are not frozen). A module used twice is listed once. Needs one forward pass.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    rows: dict[str, dict[str, Any]] = {}
+
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        own = list(module.parameters())
+        rows.setdefault(
+            names[module],
+            {
+                "layer": names[module],
+                "kind": type(module).__name__,
+                "shape": " × ".join(map(str, output.shape[1:])) if isinstance(output, Tensor) else "",
+                "parameters": sum(p.numel() for p in own),
+                "trainable": sum(p.numel() for p in own if p.requires_grad),
+            },
+        )
+
+    hooks = [m.register_forward_hook(note) for m in names if not any(m.children())]
+    try:
+        _pass_one_face(model, recipe.channels, recipe.image_size)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return pd.DataFrame(list(rows.values()), columns=["layer", "kind", "shape", "parameters", "trainable"])
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters, frozen ones included."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def multiply_adds(model: nn.Module, channels: int, size: int) -> int:
+    """Return the multiply-adds of convolutions and matrix products for one face of ``size`` pixels; needs one pass."""
+    with FlopCounterMode(display=False) as counter:
+        _pass_one_face(model, channels, size)
+    return int(counter.get_total_flops()) // 2
+
+
+def target_layer(model: nn.Module) -> nn.Module:
+    """Return the last convolutional stage, whose output (B, C, H, W) Grad-CAM reads; a max-pool at its end is left out.
+
+    Raises:
+        ModelError: the network has no stage of that kind (vision transformers).
+    """
+    transformers = (torchvision.models.VisionTransformer, torchvision.models.SwinTransformer)
+    final = _classifier_name(model).split(".")[0]
+    stages = [
+        child
+        for name, child in model.named_children()
+        if name != final and any(isinstance(module, nn.Conv2d) for module in child.modules())
+    ]
+    if isinstance(model, transformers) or not stages:
+        raise ModelError(
+            f"{type(model).__name__} has no convolutional stage for Grad-CAM: use a convolutional backbone"
+        )
+    stage = stages[-1]
+    if isinstance(stage, nn.Sequential):
+        return [child for child in stage if not isinstance(child, nn.MaxPool2d)][-1]
+    return stage
+
+
+def first_filters(model: nn.Module) -> Tensor:
+    """Return a copy of the first convolution's kernels (out, in, k, k) on the CPU, float32."""
+    return model.get_parameter(f"{_first_convolution(model)}.weight").detach().float().cpu().clone()
+
+
+def layer_names(model: nn.Module) -> list[str]:
+    """Return the names that ``train_layers`` and ``layer_lr`` may hold: every module that has parameters, in order."""
+    names: dict[str, None] = {}
+    for parameter, _ in model.named_parameters():
+        parts = parameter.split(".")
+        names |= dict.fromkeys(".".join(parts[:depth]) for depth in range(1, len(parts)))
+    return list(names)
+
+
+def weights_file(backbone: str) -> Path:
+    """Return where torch's cache keeps the ImageNet weights of a backbone, whether they are there or not.
+
+    Raises:
+        ModelError: torchvision has no such backbone.
+    """
+    return Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(_weights(backbone).url).path).name)
+
+
+# -- the network -----------------------------------------------------------------------------------------------------
+
+
+def _network(recipe: Recipe) -> nn.Module:
+    name = recipe.backbone
+    if name == "custom_cnn":
+        model: nn.Module = CustomCNN(recipe.channels, recipe.head, recipe.dropout)
+    else:
+        _check_backbone(name)
+        options: dict[str, Any] = {}
+        if name in ("inception_v3", "googlenet"):
+            options = {"aux_logits": False, "transform_input": False, "init_weights": True}
+        elif name.startswith("resnet"):
+            options = {"zero_init_residual": recipe.zero_init_residual}
+        elif name.startswith("vit_"):
+            options = {"image_size": recipe.image_size}
+        elif name.startswith("maxvit"):
+            options = {"input_size": (recipe.image_size, recipe.image_size)}
+        model = torchvision.models.get_model(name, num_classes=NUM_EMOTIONS, **options)
+        if recipe.width != 1.0:
+            _scale_width(model, recipe)
+        _replace_head(model, recipe)
+    _replace_stem(model, recipe)
+    return model
+
+
+def _replace_head(model: nn.Module, recipe: Recipe) -> None:
+    name = _classifier_name(model)
+    classifier = model.get_submodule(name)
+    if isinstance(classifier, nn.Linear):
+        model.set_submodule(name, _head(classifier.in_features, recipe.head, recipe.dropout))
+    elif recipe.head or recipe.dropout:
+        raise ModelError(f"{recipe.backbone} ends in a convolution and takes no head: set head to [] and dropout to 0")
+
+
+def _head(features: int, hidden: tuple[int, ...], dropout: float) -> nn.Module:
+    """Dropout, then Linear and ReLU for each hidden layer, then Linear to the logits; a lone Linear stays unwrapped."""
+    layers: list[nn.Module] = [nn.Dropout(dropout)] if dropout else []
+    for size in hidden:
+        layers += [nn.Linear(features, size), nn.ReLU()]
+        features = size
+    layers.append(nn.Linear(features, NUM_EMOTIONS))
+    return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+
+
+def _replace_stem(model: nn.Module, recipe: Recipe) -> None:
+    name = _first_convolution(model)
+    old = model.get_submodule(name)
+    assert isinstance(old, nn.Conv2d)
+    if recipe.stem != "imagenet":
+        stride = 2 if recipe.stem == "3x3s2" else 1
+        new = nn.Conv2d(recipe.channels, old.out_channels, 3, stride, padding=1, bias=False)
+        nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+        model.set_submodule(name, new)
+    elif old.in_channels != recipe.channels:
+        # Keeping the first of the kernels' colours keeps each backbone's own initialisation.
+        old.weight = nn.Parameter(
+            old.weight.detach()[:, : recipe.channels].clone(memory_format=torch.contiguous_format)
+        )
+        old.in_channels = recipe.channels
+    if not recipe.max_pool:
+        model.set_submodule("maxpool", nn.Identity())
+
+
+def _scale_width(model: nn.Module, recipe: Recipe) -> None:
+    """Scale every channel number of a ResNet, to a multiple of 8, and initialise it as torchvision does."""
+
+    def scaled(channels: int) -> int:
+        return max(8, int(channels * recipe.width / 8 + 0.5) * 8)
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Conv2d):
+            inputs = module.in_channels if name == "conv1" else scaled(module.in_channels)
+            size, stride, padding = module.kernel_size[0], module.stride[0], module.padding
+            assert not isinstance(padding, str)
+            new = nn.Conv2d(inputs, scaled(module.out_channels), size, stride, padding[0], bias=False)
+            nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+            model.set_submodule(name, new)
+        elif isinstance(module, nn.BatchNorm2d):
+            norm = nn.BatchNorm2d(scaled(module.num_features))
+            if recipe.zero_init_residual and not module.weight.any():
+                nn.init.zeros_(norm.weight)
+            model.set_submodule(name, norm)
+        elif isinstance(module, nn.Linear):
+            model.set_submodule(name, nn.Linear(scaled(module.in_features), module.out_features))
+
+
+def _first_convolution(model: nn.Module) -> str:
+    name: str = next(name for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    return name
+
+
+def _classifier_name(model: nn.Module) -> str:
+    """Name of the last linear layer, or of the last convolution where there is none (SqueezeNet)."""
+    kinds: dict[str, type[nn.Module]] = {name: type(module) for name, module in model.named_modules()}
+    linear = [name for name, kind in kinds.items() if issubclass(kind, nn.Linear)]
+    return (linear or [name for name, kind in kinds.items() if issubclass(kind, nn.Conv2d)])[-1]
+
+
+# -- what fits -------------------------------------------------------------------------------------------------------
+
+
+def _check_backbone(name: str) -> None:
+    known = ["custom_cnn", *torchvision.models.list_models(module=torchvision.models)]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        guess = f"; did you mean {' or '.join(near)}?" if near else "."
+        raise ModelError(f"unknown backbone {name!r}{guess} Known: {', '.join(known)}")
+
+
+def _check_size(recipe: Recipe, size: int) -> None:
+    problem = _problem_at(recipe, size)
+    if problem is None:
+        return
+    fitting = [other for other in _SIZES if _problem_at(recipe, other) is None]
+    if not fitting:
+        raise ModelError(f"{recipe.backbone} cannot be built: {problem}")
+    sizes = ", ".join(map(str, fitting))
+    raise ModelError(
+        f"{recipe.backbone} cannot take faces of {size} × {size} pixels; of the sizes tried it takes {sizes}. "
+        f"Set image_size to one of them, {fitting[0]} at least. ({problem})"
+    )
+
+
+def _problem_at(recipe: Recipe, size: int) -> str | None:
+    """Build the network without memory, pass one face of ``size`` pixels without arithmetic, and return what fails."""
+    try:
+        with torch.device("meta"):
+            built = recipe if recipe.progressive else recipe.model_copy(update={"image_size": size})
+            model = _network(built).eval()
+            with torch.no_grad():
+                model(torch.empty(2, recipe.channels, size, size))
+    except ModelError:
+        raise
+    except (RuntimeError, ValueError, AssertionError) as error:
+        # torchvision's transformers assert their input's size; convolutions and pools raise the others.
+        return " ".join(str(error).split())
+    return None
+
+
+def _check_layers(field: str, wanted: tuple[str, ...], layers: list[str]) -> None:
+    for name in wanted:
+        if name not in layers:
+            short = [layer for layer in layers if layer.count(".") <= 1]
+            raise ModelError(f"{field}: the network has no layer {name!r} with parameters; it has {', '.join(short)}")
+
+
+def _layer_of(parameter: str, layers: tuple[str, ...]) -> str | None:
+    matching = [layer for layer in layers if parameter.startswith(layer + ".")]
+    return max(matching, key=len, default=None)
+
+
+# -- ImageNet weights ------------------------------------------------------------------------------------------------
+
+
+def _weights(backbone: str) -> Any:
+    """The first set of weights that torchvision lists, IMAGENET1K_V1: what ``pretrained=True`` has always meant."""
+    _check_backbone(backbone)
+    if backbone == "custom_cnn":
+        raise ModelError("custom_cnn has no ImageNet weights: set weights to none")
+    return next(iter(torchvision.models.get_model_weights(backbone)))
+
+
+def _load_imagenet(model: nn.Module, recipe: Recipe) -> None:
+    path = weights_file(recipe.backbone)
+    cached = path.is_file()
+    advice = f"put {path.name} at {path}, or train without: weights: none (papermill: -p weights none)"
+    try:
+        with _timeout(DOWNLOAD_TIMEOUT):
+            # torch hashes what it downloads, never a file that is there: weights_only keeps that one harmless too.
+            state = _weights(recipe.backbone).get_state_dict(
+                progress=sys.stderr.isatty(), check_hash=True, weights_only=True, map_location="cpu"
+            )
+        _transfer(model, state, recipe)
+    except OSError as error:
+        url = _weights(recipe.backbone).url
+        tried = f"{path} is not there, and downloading {url} failed: {error}"
+        raise MissingWeights(f"ImageNet weights of {recipe.backbone}: {tried}. To go on, {advice}") from error
+    except (RuntimeError, EOFError, UnpicklingError, KeyError) as error:
+        origin = "was in the cache but" if cached else "was downloaded but"
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise MissingWeights(
+            f"ImageNet weights of {recipe.backbone}: {path} {origin} cannot be used: {told}. "
+            f"Delete it to download it anew, or {advice}"
+        ) from error
+
+
+def _transfer(model: nn.Module, state: dict[str, Tensor], recipe: Recipe) -> None:
+    """Load all but the classifier; only shapes that torchvision itself would load are accepted."""
+    for key in list(state):
+        old = _DENSENET_KEY.match(key)
+        if old:
+            # DenseNet's files carry the names of an older torchvision: norm.1 is norm1 now.
+            state[old.group(1) + old.group(2)] = state.pop(key)
+    head = _classifier_name(_reference(recipe))
+    for key in list(state):
+        if key.startswith((head + ".", "AuxLogits.", "aux1.", "aux2.")):
+            del state[key]
+    kernels = _first_convolution(model) + ".weight"
+    if recipe.channels == 1:
+        state[kernels] = state[kernels].mean(dim=1, keepdim=True)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    lost = [key for key in missing if not key.startswith(head + ".")]
+    if lost or unexpected:
+        raise RuntimeError(f"the file is not {recipe.backbone}'s: missing {lost[:3]}, unexpected {unexpected[:3]}")
+
+
+def _reference(recipe: Recipe) -> nn.Module:
+    """The plain backbone without memory, whose classifier's name the weights' file uses."""
+    with torch.device("meta"):
+        return _network(recipe.model_copy(update={"head": (), "dropout": 0.0}))
+
+
+@contextlib.contextmanager
+def _timeout(seconds: float) -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds if before is None else before)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _pass_one_face(model: nn.Module, channels: int, size: int) -> None:
+    """Run one black face through the network as for predicting, and leave every module in the mode it had."""
+    modes = {module: module.training for module in model.modules()}
+    device = next(model.parameters()).device
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, channels, size, size, device=device))
+    finally:
+        for module, training in modes.items():
+            module.training = training
