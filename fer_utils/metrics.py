@@ -532,7 +532,8 @@ def _bin_index(confidence: Probabilities, bins: int, binning: Binning) -> npt.ND
         raise ValueError(f"bins must be at least 1, not {bins}")
     inner = np.linspace(0, 1, bins + 1)[1:-1]
     if binning == "mass":
-        inner = np.quantile(confidence, inner)
+        # Edges that are confidences themselves: rounding cannot move a face to the next bin.
+        inner = np.quantile(confidence, inner, method="lower")
     elif binning != "width":
         raise ValueError(f"binning must be mass or width, not {binning!r}")
     return np.searchsorted(inner, confidence).astype(np.int64)
