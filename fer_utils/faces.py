@@ -154,6 +154,16 @@ class Splits:
         """What every figure title carries: a warning on synthetic faces, nothing on real ones."""
         return " (synthetic faces)" if self.synthetic else ""
 
+    @property
+    def banner(self) -> str:
+        """Markdown for the top of a notebook: a warning on synthetic faces, nothing on real ones."""
+        if not self.synthetic:
+            return ""
+        return (
+            "> **Synthetic faces.** A generator drew them, so that everything can be tried without data: no number "
+            "below says anything about real faces. For FER2013 give its path as the parameter `data`, or set `FER_DATA`."
+        )
+
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that identify the labelled training and validation faces, in order.
 

@@ -121,6 +121,34 @@ class Run:
             raise RunError(f"{opened.path} has no {holding}: its training has not reached the end of an epoch yet")
         return opened
 
+    @classmethod
+    def waiting(cls, fingerprint: str) -> Run | None:
+        """Return the newest run under ``outputs/`` if these faces were audited in it and nothing was trained yet.
+
+        So 01, 02 and 03, run one after another without naming a run, fill one directory.
+        """
+        newest = cls.newest()
+        if newest is None or newest.has("recipe.yaml") or not newest.has("audit.json"):
+            return None
+        return newest if newest.read_json("audit.json")["data"]["fingerprint"] == fingerprint else None
+
+    @classmethod
+    def prepare(cls, run: str | Path | None, out: str | Path | None, *, fingerprint: str, label: str = "run") -> Run:
+        """Return the run that a notebook is to fill: ``run``, which exists; or the one to be made at ``out``.
+
+        With neither it is the run that waits for the training of these faces (see ``waiting``), else a new one under
+        ``outputs/`` with ``label`` in its name.
+
+        Raises:
+            RunError: both are given and differ, ``run`` does not exist, or ``out`` holds something else.
+        """
+        if run is not None and out is not None and Path(run).resolve() != Path(out).resolve():
+            raise RunError(f"run {run} is to be filled and a new one made at {out}: give run or out, not both")
+        if run is not None:
+            return cls.open(run)
+        waiting = cls.waiting(fingerprint) if out is None else None
+        return waiting or cls.create(out, label=label)
+
     # -- files --------------------------------------------------------------------------------------------------------
 
     def file(self, name: str) -> Path:
@@ -234,16 +262,21 @@ def environment(splits: Splits, device: str, precision: str, threads: int) -> di
         "device": device,
         "precision": precision,
         "threads": threads,
-        "data": {
-            "source": splits.source,
-            "location": splits.location,
-            "synthetic": splits.synthetic,
-            "rule": splits.rule,
-            "fingerprint": splits.fingerprint(),
-            "faces": {part: len(faces) for part, faces in splits},
-            "converted": splits.converted,
-            "skipped": [{"name": item.name, "reason": item.reason} for item in splits.skipped],
-        },
+        "data": describe_data(splits),
+    }
+
+
+def describe_data(splits: Splits) -> dict[str, Any]:
+    """Return what ``env.json`` and ``audit.json`` hold about the faces under ``data``."""
+    return {
+        "source": splits.source,
+        "location": splits.location,
+        "synthetic": splits.synthetic,
+        "rule": splits.rule,
+        "fingerprint": splits.fingerprint(),
+        "faces": {part: len(faces) for part, faces in splits},
+        "converted": splits.converted,
+        "skipped": [{"name": item.name, "reason": item.reason} for item in splits.skipped],
     }
 
 
