@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from fer_utils.emotions import COLORS, EMOTIONS, UNLABELLED
 from fer_utils.faces import PARTS, Faces, Images, Splits
@@ -49,6 +50,7 @@ def class_distribution(faces: Faces, part: str, note: str = "") -> Figure:
     axes.set_ylim(0, max(1, counts.max()) * 1.2)
     axes.set_xlabel("emotion")
     axes.set_ylabel("faces")
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     grid_lines(axes)
     return result
 
@@ -72,7 +74,8 @@ def class_distributions(splits: Splits) -> Figure:
             panel.annotate(text, (count, y), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8.5)
         # Room for the longest label, which stands to the right of the longest bar.
         panel.set_xlim(0, counts.max() * 1.62)
-        panel.xaxis.set_major_locator(mpl.ticker.MaxNLocator(3, integer=True))
+        panel.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         grid_lines(panel, "x")
     axes[0].invert_yaxis()
     return result
@@ -99,7 +102,7 @@ def sample_faces(faces: Faces, note: str = "", per_emotion: int = 9, seed: int =
 
 @styled
 def mean_faces(faces: Faces, note: str = "") -> Figure:
-    """Return the mean face of each emotion, and below it what it has more (red) or less (blue) of than the mean of all.
+    """Return the mean face of each emotion, and where it is brighter (red) or darker (blue) than the mean of all.
 
     The differences share one scale, on which full colour is the largest of them.
     """
@@ -118,7 +121,7 @@ def mean_faces(faces: Faces, note: str = "") -> Figure:
         [*upper, *lower, blank],
         title=f"Mean face of each emotion, and how it differs from the mean of all{note}",
         columns=len(EMOTIONS) + 1,
-        row_labels=["mean", "difference"],
+        row_labels=["mean", "difference:\nred is brighter,\nblue is darker"],
         column_labels=[*EMOTIONS, "all"],
         fontsize=9.5,
     )
@@ -195,8 +198,8 @@ def _label_table(axes: Axes, xlabel: str, ylabel: str) -> None:
 
 
 @styled
-def copies(groups: Sequence[Faces], parts: Sequence[Sequence[str]], title: str, most: int = 8) -> Figure:
-    """Return examples of copies: one group after another, each face with its part, its label and its name.
+def copies(groups: Sequence[Faces], parts: Sequence[Sequence[str]], title: str, columns: int = 8) -> Figure:
+    """Return examples of copies: groups side by side with a gap between, each face with its part and label.
 
     A label that disagrees with its group's first is red and marked with ``≠``.
 
@@ -204,36 +207,32 @@ def copies(groups: Sequence[Faces], parts: Sequence[Sequence[str]], title: str, 
         groups: the faces of each group.
         parts: for each group, the part of each of its faces.
         title: what the copies are.
-        most: faces in a row; a group longer than a row is cut short, its last caption telling how many are left out.
+        columns: faces in a row; a longer group is cut short, its last caption telling how many are left out.
     """
-    columns = max((min(most, len(group)) for group in groups), default=1)
-    images: list[npt.NDArray[np.uint8] | npt.NDArray[np.float64]] = []
-    captions: list[str] = []
-    colors: list[str] = []
+    cells: list[tuple[npt.NDArray[np.uint8] | npt.NDArray[np.float64], str, str]] = []
+    blank = (np.ones((1, 1)), "", INK)
     for group, where in zip(groups, parts, strict=True):
-        for index in range(columns):
-            if index >= len(group):
-                images.append(np.ones((1, 1)))
-                captions.append("")
-                colors.append(INK)
-                continue
+        shown = min(columns, len(group))
+        room = -len(cells) % columns
+        if room < shown + 1 and room != 0:
+            cells += [blank] * room
+        elif cells and room:
+            cells.append(blank)
+        for index in range(shown):
             target = int(group.targets[index])
             differs = target != group.targets[0]
-            label = "unlabelled" if target == UNLABELLED else EMOTIONS[target]
-            left_out = len(group) - columns if index == columns - 1 else 0
-            images.append(group.images[index])
-            captions.append(
-                f"{where[index]}\n{'≠ ' if differs else ''}{label}" + (f"\nand {left_out} more" if left_out > 0 else "")
-            )
-            colors.append(WRONG if differs else INK)
-    return face_grid(images, title=title, captions=captions, colors=colors, columns=columns, cell=0.95)
+            left_out = len(group) - shown if index == shown - 1 else 0
+            caption = f"{where[index]}\n{'≠ ' if differs else ''}{_label(target)}"
+            caption += f"\nand {left_out} more" if left_out else ""
+            cells.append((group.images[index], caption, WRONG if differs else INK))
+    images, captions, colors = (list(column) for column in zip(*cells, strict=True)) if cells else ([], [], [])
+    return face_grid(images, title=title, captions=captions, colors=colors, columns=columns)
 
 
 @styled
 def named_faces(faces: Faces, parts: Sequence[str], title: str, columns: int = 8) -> Figure:
     """Return faces with their part and label below each, for instance the constant images."""
-    labels = ["unlabelled" if target == UNLABELLED else EMOTIONS[target] for target in faces.targets]
-    captions = [f"{part}\n{label}" for part, label in zip(parts, labels, strict=True)]
+    captions = [f"{part}\n{_label(int(target))}" for part, target in zip(parts, faces.targets, strict=True)]
     return face_grid(
         faces.images,
         title=title,
@@ -270,3 +269,7 @@ def augmentation(before: Images, after: Mapping[str, npt.NDArray[np.float32]], t
 def _mean(images: Images) -> npt.NDArray[np.float64]:
     mean: npt.NDArray[np.float64] = images.mean(axis=0, dtype=np.float64) if len(images) else np.zeros(images.shape[1:])
     return mean
+
+
+def _label(target: int) -> str:
+    return "unlabelled" if target == UNLABELLED else EMOTIONS[target]

@@ -151,12 +151,18 @@ def face_grid(
     rows = max(1, -(-count // columns))
     lines = max((text.count("\n") + 1 for text in captions), default=0) if captions else 0
     # Everything is laid out in inches on one axes: hundreds of axes would take seconds, and text keeps its distance.
-    line = fontsize * 1.3 / 72
-    label_width = max((len(text) for text in row_labels), default=0) * fontsize * 0.62 / 72 + 0.1 if row_labels else 0.0
+    line_height = fontsize * 1.3 / 72
+    label_width = (
+        max((len(line) for text in row_labels for line in text.split("\n")), default=0) * fontsize * 0.62 / 72 + 0.1
+        if row_labels
+        else 0.0
+    )
     gap = 0.06 if not captions else 0.12
     side = cell or min(1.1, (WIDTH - 0.2 - label_width) / columns - gap)
-    across, down = side + gap, side + gap + lines * line
-    top = max((text.count("\n") + 1 for text in column_labels), default=0) * line + 0.05 if column_labels else 0.0
+    across, down = side + gap, side + gap + lines * line_height
+    top = (
+        max((text.count("\n") + 1 for text in column_labels), default=0) * line_height + 0.05 if column_labels else 0.0
+    )
     width, height = label_width + columns * across, top + rows * down
     result = figure(title, height + 0.15 + (0.35 if title else 0.0), width + 0.15)
     axes = result.add_subplot()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fer_utils.faces import Part
 from fer_utils.plots.style import INK, LINE_STYLES, MUTED, PART_COLORS, face_grid, figure, grid_lines, styled
@@ -70,81 +70,77 @@ def live(history: pd.DataFrame, epochs: int, note: str = "") -> Figure:
     loss, accuracy, rate = result.subplots(1, 3)
     _curves(loss, history, "loss", brief=True)
     _curves(accuracy, history, "accuracy", brief=True)
-    if len(history):
-        _rates(rate, history, None)
+    _rates(rate, history, None)
     for axes in (loss, accuracy, rate):
         axes.set_xlim(0.5, max(epochs, done, 1) + 0.5)
     return result
 
 
-def _curves(axes: Axes, history: pd.DataFrame, measure: str, brief: bool = False) -> None:
-    """Draw the training and validation columns of ``loss`` or ``accuracy``."""
+def _curves(axes: Axes, history: pd.DataFrame, measure: Literal["loss", "accuracy"], brief: bool = False) -> None:
+    """Draw the training and validation columns of a measure."""
     percent = measure == "accuracy"
-    factor = 100 if percent else 1
-    unit = " (%)" if percent else ""
     words: dict[Part, str] = {"train": "training", "val": "validation"}
-    for part, word in words.items():
+    for part, label in words.items():
         column = f"{part}_{measure}"
         if column not in history or history[column].isna().all():
             continue
-        values = history[column] * factor
+        values = history[column] * (100 if percent else 1)
+        if part == "val" and not brief:
+            best = values.idxmax() if percent else values.idxmin()
+            epoch, value = int(history["epoch"][best]), float(values[best])
+            color = PART_COLORS[part]
+            axes.plot([epoch], [value], marker="*", markersize=15, color=color, markeredgecolor="white", zorder=3)
+            # In the legend, where it can never lie over a curve.
+            label += f"; best {value:.1f}% in epoch {epoch}" if percent else f"; lowest {value:.3f} in epoch {epoch}"
         axes.plot(
             history["epoch"],
             values,
             color=PART_COLORS[part],
             linestyle=LINE_STYLES[part],
             marker="o" if part == "train" else "s",
-            # Markers tell single epochs; in a long training they would melt into a band.
-            markersize=4 if len(history) <= 40 else 0,
-            label=word,
+            markersize=_marker_size(history),
+            label=label,
         )
-        if part == "val" and not brief:
-            best = int(values.idxmax() if percent else values.idxmin())
-            epoch, value = int(history["epoch"][best]), float(values[best])
-            axes.plot([epoch], [value], marker="*", markersize=14, color=PART_COLORS[part], markeredgecolor="white")
-            number = f"{value:.1f}%" if percent else f"{value:.3f}"
-            # Beside the star and away from the nearer side, so that the text stays within the axes.
-            late = epoch > (history["epoch"].min() + history["epoch"].max()) / 2
-            axes.annotate(
-                f"best validation {number}, epoch {epoch}",
-                (epoch, value),
-                xytext=(-10 if late else 10, -16 if percent else 14),
-                textcoords="offset points",
-                ha="right" if late else "left",
-                fontsize=9,
-            )
-    axes.margins(y=0.18)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(f"{'cross-entropy loss' if measure == 'loss' else 'accuracy'}{unit}")
-    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    grid_lines(axes)
+    axes.set_ylabel("accuracy (%)" if percent else "cross-entropy loss")
+    axes.margins(y=0.1)
+    _epoch_axis(axes, history)
     if axes.lines:
-        axes.legend()
+        axes.legend(loc="best")
 
 
 def _rates(axes: Axes, history: pd.DataFrame, schedule: npt.NDArray[np.float64] | None) -> None:
-    if schedule is not None and len(schedule):
-        epochs = int(history["epoch"].max())
+    if schedule is not None:
+        steps = np.linspace(0, int(history["epoch"].max()), len(schedule))
+        axes.plot(steps, schedule, color=MUTED, linewidth=1.2, label="planned, every step")
+    if len(history):
         axes.plot(
-            np.linspace(0, epochs, len(schedule)), schedule, color=MUTED, linewidth=1.2, label="planned, each step"
+            history["epoch"],
+            history["lr"],
+            color=INK,
+            marker="o",
+            markersize=_marker_size(history),
+            linestyle="-" if schedule is None else "none",
+            label="at the end of an epoch",
         )
-    axes.plot(
-        history["epoch"],
-        history["lr"],
-        color=INK,
-        marker="o",
-        markersize=4 if len(history) <= 40 else 0,
-        linestyle="-" if schedule is None else "none",
-        label="end of epoch",
-    )
-    axes.set_xlabel("epoch")
     axes.set_ylabel("learning rate")
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
-    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     axes.set_ylim(bottom=0)
-    grid_lines(axes)
+    _epoch_axis(axes, history)
     if schedule is not None:
         axes.legend()
+
+
+def _marker_size(history: pd.DataFrame) -> int:
+    """Return 4 points, or 0 in a long training, where markers would melt into a band."""
+    return 4 if len(history) <= 40 else 0
+
+
+def _epoch_axis(axes: Axes, history: pd.DataFrame) -> None:
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(history) == 1:
+        axes.set_xlim(history["epoch"].iloc[0] - 0.5, history["epoch"].iloc[0] + 0.5)
+    grid_lines(axes)
 
 
 @styled
