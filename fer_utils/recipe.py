@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import difflib
 import json
+import re
 import sys
 import types
 from collections.abc import Mapping, Sequence
@@ -190,8 +191,8 @@ class Recipe(_Strict):
     seed: int = Field(0, ge=0)
     early_stopping: int | None = Field(None, ge=1)
     """Epochs without a better validation accuracy before the training ends."""
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of the network: ``auto`` is bfloat16 where the hardware has it, else float32."""
+    precision: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    """Arithmetic of the network: ``auto`` is bfloat16 where the hardware has it, else float32; float64 is for checking."""
     compile: bool = False
     """Compile the network with ``torch.compile``."""
 
@@ -327,6 +328,10 @@ def describe_type(kind: Any) -> str:
     return " or ".join(parts)
 
 
+_SHARED_KINDS: Final[dict[str, Any]] = {"resume": bool | Literal["auto"], "on_bad": Literal["raise", "skip"]}
+"""Types of parameters that several notebooks have and that are no field of Recipe."""
+
+
 def check_parameters(
     cells: Sequence[str], values: Mapping[str, Any], kinds: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -338,7 +343,7 @@ def check_parameters(
         cells: sources of the cells run so far (IPython's ``In``): the last that begins with ``# Parameters`` and was not
             written by hand is papermill's, the one that begins with ``# parameters:`` declares the names.
         values: the notebook's global names (``globals()``).
-        kinds: types of parameters that are no field of Recipe; a declared annotation does otherwise.
+        kinds: types of parameters that only this notebook has; the declared annotation does otherwise.
 
     Returns:
         The declared parameters with their values, text turned into each one's type.
@@ -366,11 +371,14 @@ def check_parameters(
             raise RecipeError(_unknown(name, list(declared), "parameter"))
     checked = {}
     for name, annotation in declared.items():
-        kind = (kinds or {}).get(name, Recipe.model_fields[name].annotation if name in Recipe.model_fields else annotation)
+        field = Recipe.model_fields.get(name)
+        kind = (kinds or {}).get(name) or (field.annotation if field else _SHARED_KINDS.get(name, annotation))
         value = values.get(name)
         if value is not None:
             value = coerce_to(kind, name, value)
             _check_scalar(name, kind, value)
+        if name == "device" and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value or "auto"):
+            raise RecipeError(f"parameter device: expected one of: auto, cpu, cuda, cuda:N, mps, got {value!r}")
         checked[name] = value
     overrides = {name: value for name, value in checked.items() if name in Recipe.model_fields}
     base = checked.get("recipe")
