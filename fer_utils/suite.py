@@ -1,0 +1,281 @@
+"""Run the notebooks in order on one run and render each to HTML.
+
+    python -m fer_utils.suite                                          the drawn faces in the box, three epochs
+    python -m fer_utils.suite --data PATH --epochs 30                  FER2013 in any layout
+    python -m fer_utils.suite --recipe fast --set lr=1e-3 --set seed=1
+
+The notebooks run with papermill, each in a kernel of its own, and hand results on only through the run's directory. The
+pages carry everything that they show: no script, style or picture is fetched from anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import difflib
+import functools
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import nbformat
+import papermill
+from nbclient.exceptions import DeadKernelError
+from nbconvert.exporters import HTMLExporter
+from nbconvert.preprocessors import TagRemovePreprocessor
+from papermill.exceptions import PapermillExecutionError
+
+from fer_utils import recipe as recipes
+from fer_utils import report, runs
+from fer_utils.files import ROOT, write_text
+from fer_utils.recipe import Recipe, RecipeError
+from fer_utils.runs import Run, RunError
+
+NOTEBOOKS: Final = ROOT / "notebooks"
+SUITE: Final = ("01_explore", "02_augment", "03_train", "04_evaluate")
+"""The notebooks of the suite, in order."""
+
+_HTML_TEMPLATE: Final = """
+{%- extends 'lab/index.html.j2' -%}
+{%- block html_head_js -%}{%- endblock -%}
+{%- block html_head_js_mathjax -%}{%- endblock -%}
+{%- block html_head_js_mermaidjs -%}{%- endblock -%}
+{%- block jupyter_widgets -%}{%- endblock -%}
+"""
+"""JupyterLab's look without the scripts, which nbconvert's own templates fetch from content networks."""
+
+_ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
+_WEB_PICTURE: Final = re.compile(r"!\[([^\]]*)\]\(https?://[^)]*\)|<img\b[^>]*\bsrc=[\"']https?://[^>]*>")
+
+
+class SuiteError(RuntimeError):
+    """The suite cannot go on; the message says where it stopped, why, and what there is to look at."""
+
+
+def run_suite(
+    data: str = "synthetic",
+    *,
+    epochs: int | None = 3,
+    recipe: str = "fast",
+    out: str | Path | None = None,
+    parameters: Mapping[str, str] | None = None,
+    names: Sequence[str] = SUITE,
+    folder: Path = NOTEBOOKS,
+    log: Callable[[str], None] = print,
+) -> Run:
+    """Run the notebooks ``names`` of ``folder`` in order on one run.
+
+    Args:
+        data: what the notebooks take: ``synthetic``, ``auto``, ``kaggle`` or a path, relative to the working directory.
+        epochs: epochs of the training; None is "as the recipe says".
+        recipe: name or path of the recipe.
+        out: the run's directory; None makes one under ``outputs/`` whose name tells data, recipe and time.
+        parameters: further parameters by name, as text; each goes to every notebook that declares it.
+        names: notebooks, without their suffix.
+        folder: where they are.
+        log: takes each line that tells what is being done.
+
+    Returns:
+        The run: executed notebooks, their HTML and what they made.
+
+    Raises:
+        RecipeError: a parameter is unknown or has a wrong value; nothing has been run or written.
+        RunError: ``out`` holds something else.
+        SuiteError: a notebook failed. The message names it and where its executed part lies.
+    """
+    tell = _Teller(log)
+    declared = {name: _declared(folder / f"{name}.ipynb") for name in names}
+    given = {"data": data, "recipe": recipe, "epochs": epochs, **(parameters or {})}
+    _check(given, declared, reserved=("run", "out"))
+
+    if out is None:
+        label = re.sub(r"[^\w.-]+", "-", f"{Path(data).stem or data}-{Path(recipe).stem}")
+        out = runs.OUTPUTS / f"suite-{label}-{dt.datetime.now():%Y%m%d-%H%M%S}"
+    # Absolute, since the notebooks may be told of it from another directory.
+    run = Run.create(Path(out).resolve())
+    given |= {"run": str(run.path), "out": str(run.path)}
+    tell.line(f"{len(names)} notebooks, data {data}, recipe {recipe}{'' if epochs is None else f', {epochs} epochs'}")
+    tell.line(f"run: {run.path}")
+    for number, name in enumerate(names, start=1):
+        tell.line(f"[{number}/{len(names)}] {name}")
+        accepted = {key: value for key, value in given.items() if key in declared[name] and value is not None}
+        if "run" in accepted:
+            accepted.pop("out", None)
+        target = run.file(f"{name}.ipynb")
+        _execute(folder / target.name, target, accepted, tell)
+        write_text(target.with_suffix(".html"), render(target))
+        tell.line(f"[{number}/{len(names)}] {name} done: {target.with_suffix('.html')}")
+    page = report.write(run)
+    for line in headline(run):
+        tell.line(line)
+    tell.line(f"report: {page}")
+    return run
+
+
+def render(notebook: Path) -> str:
+    """Return an executed notebook as one HTML page that fetches nothing.
+
+    Cells tagged ``remove_input`` show only their output. Pictures from the web, such as a badge, become their text.
+    """
+    node = nbformat.read(notebook, as_version=4)
+    for cell in node.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _WEB_PICTURE.sub(lambda found: found.group(1) or "", cell.source)
+    exporter = HTMLExporter(raw_template=_HTML_TEMPLATE, embed_images=True)
+    exporter.register_preprocessor(
+        TagRemovePreprocessor(remove_input_tags={"remove_input"}, enabled=True), enabled=True
+    )
+    page, _ = exporter.from_notebook_node(
+        node, resources={"metadata": {"name": notebook.stem, "path": str(notebook.parent)}}
+    )
+    return str(page)
+
+
+def headline(run: Run) -> list[str]:
+    """Return the numbers of ``metrics.json`` that one looks for first, a line each."""
+    return [str(run.read_json("metrics.json"))]
+
+
+class _Teller:
+    """Lines with the time since the start. As papermill's output file it passes on what a notebook prints, indented."""
+
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self.log = log
+        self.start = time.monotonic()
+        self._rest = ""
+
+    def line(self, text: str) -> None:
+        seconds = int(time.monotonic() - self.start)
+        self.log(f"{seconds // 60:3d}:{seconds % 60:02d}  {text}")
+
+    def write(self, text: str) -> int:
+        # A message may end in the middle of a line; of a line that a progress bar rewrites, the last state counts.
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self.line(f"    {line.rsplit(chr(13), 1)[-1]}")
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing waits but the beginning of a line."""
+
+
+def _declared(notebook: Path) -> list[str]:
+    if not notebook.is_file():
+        raise SuiteError(
+            f"there is no notebook {notebook}: run the suite from a clone of the repository, which has them"
+        )
+    return list(papermill.inspect_notebook(str(notebook)))
+
+
+def _check(given: Mapping[str, Any], declared: Mapping[str, Sequence[str]], reserved: Sequence[str]) -> None:
+    """Tell mistakes before the first notebook starts rather than when 03 reads its parameters."""
+    known = sorted({name for names in declared.values() for name in names} - set(reserved))
+    for name in given:
+        if name in reserved:
+            raise RecipeError(f"parameter {name} is the suite's own: use --out")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            guess = f"did you mean {near[0]}? " if near else ""
+            raise RecipeError(f"unknown parameter {name!r}: {guess}The notebooks take: {', '.join(known)}")
+    overrides = {name: value for name, value in given.items() if name in Recipe.model_fields}
+    recipes.load(given["recipe"], overrides)
+
+
+def _execute(source: Path, target: Path, parameters: Mapping[str, Any], tell: _Teller) -> None:
+    titles = _titles(source)
+
+    def started(cell: nbformat.NotebookNode, cell_index: int) -> None:
+        if cell.cell_type == "code":
+            # papermill adds a cell of its own, so cells are known by their ids.
+            number, title = titles.get(str(cell.get("id")), (0, ""))
+            if title:
+                tell.line(f"  cell {number} of {len(titles)}: {title}")
+
+    # A kernel called python3 in the user's home may belong to another Python.
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
+    try:
+        papermill.execute_notebook(
+            source,
+            target,
+            dict(parameters),
+            progress_bar=False,
+            stdout_file=tell,
+            stderr_file=tell,
+            on_cell_start=started,
+        )
+    except PapermillExecutionError as error:
+        where = "\n".join(_ANSI.sub("", line) for line in error.traceback)
+        raise SuiteError(
+            f"{source.name} failed in cell {error.cell_index}: {error.ename}: {error.evalue}\n\n{where}\n\n"
+            f"{source.name} failed; what ran of it: {target}"
+        ) from error
+    except DeadKernelError as error:
+        raise SuiteError(
+            f"{source.name}: its kernel died, most often for want of memory; what ran of it: {target}"
+        ) from error
+
+
+def _titles(notebook: Path) -> dict[str, tuple[int, str]]:
+    """Return number and nearest heading above of each code cell, by the cell's id."""
+    titles: dict[str, tuple[int, str]] = {}
+    heading = ""
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            found = re.findall(r"^#+ +(.+)$", cell.source, flags=re.MULTILINE)
+            heading = found[-1] if found else heading
+        elif cell.cell_type == "code":
+            titles[cell.id] = (len(titles) + 1, heading)
+    return titles
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the suite from the command line; return 0, 1 when a notebook failed, or 2 for a wrong argument."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fer_utils.suite",
+        description="Run the notebooks in order on one run and render each to HTML.",
+        epilog=f"Notebooks: {', '.join(SUITE)}. Recipes: {', '.join(recipes.names())}.",
+    )
+    parser.add_argument("--data", default="synthetic", help="synthetic, auto, kaggle or a path [synthetic]")
+    parser.add_argument(
+        "--epochs", default="3", metavar="N", help="epochs of the training, or recipe for the recipe's [3]"
+    )
+    parser.add_argument("--recipe", default="fast", metavar="NAME", help="recipe by name, or a .yaml file [fast]")
+    parser.add_argument("--out", metavar="DIR", help="the run's directory [outputs/suite-DATA-RECIPE-TIME]")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any parameter of the notebooks, passed to each that has it; may be given again",
+    )
+    options = parser.parse_args(arguments)
+    parameters = {}
+    for item in options.set:
+        name, equals, value = item.partition("=")
+        if not equals:
+            parser.error(f"--set takes NAME=VALUE, not {item!r}")
+        parameters[name.strip()] = value.strip()
+    try:
+        run_suite(
+            options.data,
+            epochs=None if options.epochs == "recipe" else recipes.coerce("epochs", options.epochs),
+            recipe=options.recipe,
+            out=options.out,
+            parameters=parameters,
+            log=functools.partial(print, flush=True),
+        )
+    except (RecipeError, RunError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except SuiteError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
