@@ -230,6 +230,23 @@ class Run:
         self.write_json("env.json", environment(splits, device, precision, threads))
 
 
+def chosen_recipe(parameters: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that a notebook's checked parameters ask for, with those that are its fields put over it.
+
+    It is the parameter ``recipe``, a name or a YAML file; without one the recipe of the run that ``run`` names, where
+    something was trained in it; else ``fast``.
+
+    Raises:
+        RecipeError: the recipe or an override is wrong.
+        RunError: the run named is not there.
+    """
+    base: str | Path = parameters.get("recipe") or "fast"
+    named = parameters.get("run")
+    if parameters.get("recipe") is None and named is not None and Run.open(named).has("recipe.yaml"):
+        base = Run.open(named).file("recipe.yaml")
+    return recipes.load(base, {name: parameters[name] for name in Recipe.model_fields if name in parameters})
+
+
 def git_state(root: Path = ROOT) -> dict[str, Any]:
     """Return the commit and whether tracked files differ from it; None where this is no git checkout."""
 

@@ -245,13 +245,16 @@ def named_faces(faces: Faces, parts: Sequence[str], title: str, columns: int = 8
 
 
 @styled
-def augmentation(before: Images, after: Mapping[str, npt.NDArray[np.float32]], title: str) -> Figure:
+def augmentation(
+    before: Images, after: Mapping[str, npt.NDArray[np.float32]], title: str, labels: Sequence[str] = ()
+) -> Figure:
     """Return the same faces before, and after each operation, a row for each.
 
     Args:
         before: uint8 (N, H, W), the faces as they are.
         after: by operation, float (N, H, W) or (N, 1, H, W) or (N, 3, H, W) in [0, 1].
         title: what was done.
+        labels: N texts above the faces.
     """
     rows = [list(before)]
     for images in after.values():
@@ -262,6 +265,7 @@ def augmentation(before: Images, after: Mapping[str, npt.NDArray[np.float32]], t
         title=title,
         columns=max(1, len(before)),
         row_labels=["before", *after],
+        column_labels=labels or None,
         fontsize=9.5,
     )
 
