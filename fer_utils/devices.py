@@ -8,10 +8,10 @@ from typing import Final, Literal
 
 import torch
 
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "bfloat16", "float16", "float64"]
 
 DEVICES: Final = ("auto", "cpu", "cuda", "mps")
-PRECISIONS: Final = ("auto", "float32", "bfloat16", "float16")
+PRECISIONS: Final = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
 class DeviceError(ValueError):
@@ -59,6 +59,8 @@ def choose_precision(name: str | None, device: torch.device) -> Precision:
         return "bfloat16"
     if wanted == "float16":
         return "float16"
+    if wanted == "float64" and device.type != "mps":
+        return "float64"
     raise DeviceError(f"precision {wanted!r} is unknown; use one of {', '.join(PRECISIONS)}")
 
 
@@ -73,8 +75,11 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
-    """Return a context in which networks compute in ``precision``; float32 changes nothing."""
-    if precision == "float32":
+    """Return a context in which networks compute in ``precision``.
+
+    float32 and float64 are the precision of the network's own weights: the context changes nothing.
+    """
+    if precision in ("float32", "float64"):
         return contextlib.nullcontext()
     context: AbstractContextManager[None] = torch.autocast(device.type, getattr(torch, precision))
     return context

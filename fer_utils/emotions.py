@@ -1,7 +1,7 @@
 """The seven emotions of FER2013: one canonical order, every published spelling, every published numbering.
 
-The order is alphabetical by folder name, as torchvision's ``ImageFolder`` numbers Kaggle's tree. The challenge's CSV and
-the parquet tables number the same emotions differently, so a reader maps by name and never trusts a bare number.
+The order is alphabetical by folder name, as torchvision's ``ImageFolder`` numbers Kaggle's tree. The challenge's CSV
+and the parquet tables number the same emotions differently, so a reader maps by name and never trusts a bare number.
 """
 
 from __future__ import annotations

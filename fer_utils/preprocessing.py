@@ -50,7 +50,8 @@ class Preprocessing:
         channels = recipe.channels
         if recipe.normalize == "imagenet":
             # A grey picture fed to a 1-channel network carries the first channel's numbers, as its users publish them.
-            mean, std = IMAGENET_MEAN[:channels], IMAGENET_STD[:channels]
+            mean: tuple[float, ...] = IMAGENET_MEAN[:channels]
+            std: tuple[float, ...] = IMAGENET_STD[:channels]
         elif recipe.normalize == "dataset":
             if not len(train):
                 raise ValueError("normalize: dataset measures the training faces, but there are none")

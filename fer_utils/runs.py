@@ -37,8 +37,9 @@ class RunError(RuntimeError):
 class Run:
     """A run's directory.
 
-    Files: ``run.json`` (schema, creation), ``recipe.yaml``, ``env.json``, ``audit.json``, ``history.csv``, ``last.ckpt``,
-    ``best.ckpt``, ``metrics.json``, ``predictions.parquet``, ``figures/*.png``, and the executed notebooks.
+    Files: ``run.json`` (schema, creation), ``recipe.yaml``, ``env.json``, ``audit.json``, ``history.csv``,
+    ``last.ckpt``, ``best.ckpt``, ``metrics.json``, ``predictions.parquet``, ``figures/*.png``, and the executed
+    notebooks.
     """
 
     def __init__(self, path: Path) -> None:
@@ -252,7 +253,9 @@ def git_state(root: Path = ROOT) -> dict[str, Any]:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=False)
+            done = subprocess.run(
+                ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=False
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
@@ -264,7 +267,7 @@ def git_state(root: Path = ROOT) -> dict[str, Any]:
 
 def environment(splits: Splits, device: str, precision: str, threads: int) -> dict[str, Any]:
     """Return what ``env.json`` holds."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)

@@ -1,0 +1,804 @@
+"""Training: one readable loop, on one device or on many under torchrun.
+
+    python -m fer_utils.training --recipe fast --data DATA --out DIR
+    torchrun --nproc-per-node 2 -m fer_utils.training --recipe fast --data DATA --out DIR
+
+The faces stay on the device as uint8. An epoch's order and every augmentation parameter are a function of (seed, epoch,
+index), and torch's own generator (dropout) is reseeded each step from (seed, epoch, step, rank): a resume restores
+weights, optimiser and sums and needs no generator's state, and the result is the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from fer_utils import audit, checkpoint, metrics, models, sources
+from fer_utils import recipe as recipes
+from fer_utils.augment import Draws, MixDraws, augment, draw, epoch_order, mix, mix_draw
+from fer_utils.devices import Precision, autocast, choose_device, choose_precision
+from fer_utils.emotions import NUM_EMOTIONS
+from fer_utils.faces import Faces, Splits
+from fer_utils.prediction import predict
+from fer_utils.preprocessing import Preprocessing
+from fer_utils.recipe import Recipe, RecipeError
+from fer_utils.runs import Run, RunError
+
+Row = dict[str, Any]
+"""One epoch, as in ``history.csv``."""
+
+COLUMNS: Final = (
+    "epoch",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "val_macro_f1",
+    "lr",
+    "image_size",
+    "images_per_second",
+    "train_seconds",
+    "val_seconds",
+    "total_seconds",
+)
+TIMING_COLUMNS: Final = ("images_per_second", "train_seconds", "val_seconds", "total_seconds")
+"""What differs between two runs of the same recipe, seed and data on the same machine."""
+
+SAVE_EVERY: Final = 600.0
+"""Seconds between checkpoints inside a long epoch."""
+
+TELL_EVERY: Final = 60.0
+"""Seconds between log lines inside a long epoch."""
+
+
+class TrainingError(RuntimeError):
+    """A training cannot start or go on; the message says why and what to do."""
+
+
+# -- schedules: pure functions of the step ----------------------------------------------------------------------------
+
+
+def schedule_factor(recipe: Recipe, step: int, steps: int) -> float:
+    """Return the factor on the recipe's ``lr`` at ``step`` of ``steps``, both counted over the whole training.
+
+    ``one_cycle`` rises on a cosine from 1/25 to 1 during the warm-up and falls on a cosine to 1/250,000, as torch's
+    OneCycleLR does (Smith and Topin 2018, arXiv:1708.07120). ``cosine`` rises linearly and falls to 0 (Loshchilov and
+    Hutter 2017, arXiv:1608.03983). ``constant`` and ``plateau`` are 1; the latter's drops come from validation.
+    """
+    if recipe.schedule in ("constant", "plateau"):
+        return 1.0
+    last = max(steps - 1, 1)
+    if recipe.schedule == "one_cycle":
+        peak = max(recipe.warmup * steps - 1, 0.0)
+        if step <= peak and peak > 0:
+            return _cosine(1 / 25, 1.0, step / peak)
+        return _cosine(1.0, 1 / 25e4, (step - peak) / max(last - peak, 1))
+    rise = recipe.warmup * steps
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    return _cosine(1.0, 0.0, (step - rise) / max(steps - rise, 1))
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+
+def learning_rates(recipe: Recipe, steps_per_epoch: int) -> npt.NDArray[np.float64]:
+    """Return the planned learning rate of every step, float64 (epochs × steps_per_epoch,), before layer factors."""
+    steps = recipe.epochs * steps_per_epoch
+    return recipe.lr * np.array([schedule_factor(recipe, step, steps) for step in range(steps)])
+
+
+def image_sizes(recipe: Recipe) -> list[int]:
+    """Return the input size of each epoch: ``image_size``, or rising to it in steps of 4 where ``progressive``."""
+    if recipe.progressive is None:
+        return [recipe.image_size] * recipe.epochs
+    low, high = recipe.progressive
+    share = np.linspace(0, 1, recipe.epochs) if recipe.epochs > 1 else np.ones(recipe.epochs)
+    return [min(high, low + 4 * round((high - low) * float(part) / 4)) for part in share]
+
+
+def batch_bounds(n: int, batch_size: int, world: int = 1) -> list[tuple[int, int]]:
+    """Return (start, end) of each global batch of an epoch of ``n`` faces; every face is seen once.
+
+    A last batch too small for batch norm, fewer than two faces a rank, joins the one before it.
+
+    Raises:
+        TrainingError: there are fewer faces than that in all.
+    """
+    if n < 2 * world:
+        raise TrainingError(f"{n} training faces are too few for {world} process(es): at least two faces each")
+    starts = list(range(0, n, batch_size))
+    if len(starts) > 1 and n - starts[-1] < 2 * world:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], n], strict=True))
+
+
+# -- the parts of a training ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which process this is of how many."""
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def current(cls) -> Ranks:
+        """Return this process's place; (0, 1) outside torchrun."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return ``values`` summed over all processes."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+
+@dataclass
+class State:
+    """Everything that a resume restores, and what it is computed with."""
+
+    recipe: Recipe
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    base_lrs: list[float]
+    averaged: nn.Module | None
+    scaler: torch.amp.GradScaler
+    epoch: int = 0
+    """Finished epochs."""
+    step: int = 0
+    """Finished steps of the epoch under way."""
+    updates: int = 0
+    sums: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
+    """Running loss, weight and correct faces of the epoch under way."""
+    plateau: dict[str, float] = field(default_factory=lambda: {"factor": 1.0, "best": math.inf, "waited": 0.0})
+    best_accuracy: float = -1.0
+    best_epoch: int = 0
+    seconds: float = 0.0
+    """Time spent so far, over all sessions."""
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is scored and saved: the averaged one where there is one."""
+        return self.averaged if self.averaged is not None else self.model
+
+    def dump(self) -> dict[str, Any]:
+        """Return tensors and plain values for a checkpoint."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "updates": self.updates,
+            "sums": self.sums,
+            "plateau": dict(self.plateau),
+            "best_accuracy": self.best_accuracy,
+            "best_epoch": self.best_epoch,
+            "seconds": self.seconds,
+        }
+
+    def restore(self, held: dict[str, Any]) -> None:
+        """Take back what ``dump`` gave."""
+        self.model.load_state_dict(held["model"])
+        self.optimizer.load_state_dict(held["optimizer"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(held["averaged"])
+        self.scaler.load_state_dict(held["scaler"])
+        self.epoch, self.step, self.updates = held["epoch"], held["step"], held["updates"]
+        self.sums = held["sums"].to(self.sums.device)
+        self.plateau = dict(held["plateau"])
+        self.best_accuracy, self.best_epoch = held["best_accuracy"], held["best_epoch"]
+        self.seconds = held["seconds"]
+
+
+def make_state(recipe: Recipe, device: torch.device, precision: Precision) -> State:
+    """Build the network, its optimiser and its average, all a function of the recipe alone."""
+    torch.manual_seed(recipe.seed)
+    model = models.build(recipe).to(device=device, dtype=torch.float64 if precision == "float64" else torch.float32)
+    if device.type != "mps":
+        model = model.to(memory_format=torch.channels_last)
+    groups = models.parameter_groups(model, recipe)
+    fused = device.type in ("cpu", "cuda") and precision != "float64"
+    optimizer: torch.optim.Optimizer
+    if recipe.optimizer == "sgd":
+        optimizer = torch.optim.SGD(
+            groups,
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov and recipe.momentum > 0,
+            fused=fused,
+        )
+    elif recipe.optimizer == "adam":
+        optimizer = torch.optim.Adam(groups, lr=recipe.lr, betas=recipe.betas, fused=fused)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=fused)
+    averaged = None
+    if recipe.ema > 0:
+        averaged = copy.deepcopy(model).eval().requires_grad_(False)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
+    state = State(recipe, model, optimizer, [float(group["lr"]) for group in optimizer.param_groups], averaged, scaler)
+    state.sums = torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    return state
+
+
+@torch.no_grad()
+def update_average(averaged: nn.Module, model: nn.Module, decay: float, updates: int) -> None:
+    """Move the average towards the weights, batch-norm statistics included, so that it can be evaluated as it is.
+
+    The decay is lower in the first steps, (1 + t) / (10 + t), or the random start would stay in the average for
+    hundreds of steps.
+    """
+    weight = 1 - min(decay, (1 + updates) / (10 + updates))
+    target = [*averaged.parameters(), *averaged.buffers()]
+    source = [*model.parameters(), *model.buffers()]
+    floating = [(a, b) for a, b in zip(target, source, strict=True) if a.is_floating_point()]
+    torch._foreach_lerp_([a for a, _ in floating], [b for _, b in floating], weight)
+    for a, b in zip(target, source, strict=True):
+        if not a.is_floating_point():
+            a.copy_(b)
+
+
+def class_weights(recipe: Recipe, targets: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return the loss weight of each emotion, float64 (7,): 1, or N / (7 n_c) where the recipe balances the loss."""
+    if recipe.balance != "loss":
+        return np.ones(NUM_EMOTIONS)
+    counts = np.bincount(targets, minlength=NUM_EMOTIONS)
+    return np.where(counts > 0, len(targets) / (NUM_EMOTIONS * np.maximum(counts, 1)), 0.0)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The plan of one epoch: what is seen when, and how it is changed; the same for every number of processes."""
+
+    order: Tensor
+    draws: Draws
+    partner: MixDraws | None
+    size: int
+
+    @classmethod
+    def plan(cls, recipe: Recipe, targets: Tensor, epoch: int, device: torch.device) -> Epoch:
+        """Draw epoch ``epoch`` (from 0) at once on the CPU, and move it to the device."""
+        n = len(targets)
+        balanced = targets if recipe.balance == "sampling" else None
+        order = epoch_order(n, seed=recipe.seed, epoch=epoch, targets=balanced)
+        draws = draw(recipe.augment, n, seed=recipe.seed, epoch=epoch)
+        mixing = None
+        if recipe.mixup > 0 or recipe.cutmix > 0:
+            mixing = mix_draw(n, mixup=recipe.mixup, cutmix=recipe.cutmix, seed=recipe.seed, epoch=epoch).to(device)
+        return cls(order.to(device), draws.to(device), mixing, image_sizes(recipe)[epoch])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step of one rank sees.
+
+    Attributes:
+        inputs: network input (B, C, S, S).
+        targets, others: int64 (B,), own target and that of the face mixed in.
+        share: (B,) share of the own target, or None without mixing.
+        total_weight: summed loss weight of the global batch, a scalar.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    others: Tensor | None
+    share: Tensor | None
+    total_weight: Tensor
+
+
+def make_batch(
+    plan: Epoch,
+    bounds: tuple[int, int],
+    images: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    preprocessing: Preprocessing,
+    ranks: Ranks,
+) -> Batch:
+    """Return this rank's share of the global batch at ``bounds``: every ``world``-th face of it, augmented."""
+    start, end = bounds
+    where = torch.arange(start + ranks.rank, end, ranks.world, device=images.device)
+    faces = plan.order[where]
+    inputs = augment(images[faces], plan.draws[where], plan.size)
+    whole = plan.order[start:end]
+    if plan.partner is None:
+        total = weights[targets[whole]].sum()
+        return Batch(preprocessing.normalize(inputs), targets[faces], None, None, total)
+    mine = plan.partner[where]
+    partners = plan.order[mine.partner]
+    inputs, share = mix(inputs, augment(images[partners], plan.draws[mine.partner], plan.size), mine)
+    everyone = plan.partner[start:end]
+    others = plan.order[everyone.partner]
+    total = (everyone.lam * weights[targets[whole]] + (1 - everyone.lam) * weights[targets[others]]).sum()
+    return Batch(preprocessing.normalize(inputs), targets[faces], targets[partners], share, total)
+
+
+def loss_sum(logits: Tensor, batch: Batch, weights: Tensor, smoothing: float) -> Tensor:
+    """Return the cross-entropy summed over the rank's faces, class weights and mixing included."""
+
+    def against(targets: Tensor) -> Tensor:
+        return functional.cross_entropy(
+            logits, targets, weight=weights.to(logits.dtype), reduction="none", label_smoothing=smoothing
+        )
+
+    if batch.others is None or batch.share is None:
+        return against(batch.targets).sum()
+    return (batch.share * against(batch.targets) + (1 - batch.share) * against(batch.others)).sum()
+
+
+def train_step(
+    state: State,
+    forward: nn.Module | Callable[[Tensor], Tensor],
+    batch: Batch,
+    weights: Tensor,
+    lr_factor: float,
+    device: torch.device,
+    precision: Precision,
+    ranks: Ranks,
+) -> None:
+    """Do one forward, backward and optimiser step, and add to the epoch's running sums. No host synchronisation."""
+    recipe = state.recipe
+    for group, base in zip(state.optimizer.param_groups, state.base_lrs, strict=True):
+        group["lr"] = base * lr_factor
+    inputs = batch.inputs.to(next(state.model.parameters()).dtype).contiguous(memory_format=torch.channels_last)
+    with autocast(device, precision):
+        logits = forward(inputs)
+    logits = logits if precision == "float64" else logits.float()
+    total = loss_sum(logits, batch, weights, recipe.label_smoothing)
+    # DDP averages gradients over ranks; times world, the sum over all faces is divided by the global weight.
+    scaled: Tensor = state.scaler.scale(total / batch.total_weight * ranks.world)
+    torch.autograd.backward(scaled)
+    if recipe.clip_norm or recipe.clip_value:
+        state.scaler.unscale_(state.optimizer)
+        parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+        if recipe.clip_value:
+            nn.utils.clip_grad_value_(parameters, recipe.clip_value)
+        if recipe.clip_norm:
+            nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.updates += 1
+    if state.averaged is not None:
+        update_average(state.averaged, state.model, recipe.ema, state.updates)
+    with torch.no_grad():
+        correct = (logits.argmax(1) == batch.targets).sum()
+        # The global weight is known to every rank; a world-th of it each, so that sums over ranks come out right.
+        state.sums += torch.stack(
+            [
+                total.detach().to(state.sums.dtype),
+                (batch.total_weight / ranks.world).to(state.sums.dtype),
+                correct.to(state.sums.dtype),
+            ]
+        )
+
+
+def _step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def evaluate_part(
+    model: nn.Module,
+    preprocessing: Preprocessing,
+    faces: Faces,
+    device: torch.device,
+    precision: Precision,
+    ranks: Ranks,
+) -> npt.NDArray[np.float64]:
+    """Return probabilities float64 (N, 7), each face predicted once by one of the processes."""
+    if ranks.world == 1:
+        return predict(model, preprocessing, faces.images, device=device, precision=precision)
+    for buffer in model.buffers():
+        # Batch-norm statistics are each rank's own; the first rank's are what is saved.
+        dist.broadcast(buffer, 0)
+    mine = predict(model, preprocessing, faces.images[ranks.rank :: ranks.world], device=device, precision=precision)
+    whole = torch.zeros(len(faces), NUM_EMOTIONS, dtype=torch.float64, device="cpu" if device.type == "cpu" else device)
+    whole[ranks.rank :: ranks.world] = torch.from_numpy(mine).to(whole.device)
+    result: npt.NDArray[np.float64] = ranks.sum(whole).cpu().numpy()
+    return result
+
+
+# -- the loop ---------------------------------------------------------------------------------------------------------
+
+
+def fit(
+    recipe: Recipe,
+    splits: Splits,
+    run: Run,
+    *,
+    device: str | None = "auto",
+    precision: str | None = None,
+    resume: bool | Literal["auto"] = "auto",
+    on_epoch: Callable[[Row], None] | None = None,
+    log: Callable[[str], None] = print,
+    stop_after: int | None = None,
+) -> Run:
+    """Train ``recipe`` on ``splits.train``, watch ``splits.val``, and write everything into ``run``.
+
+    Args:
+        recipe: what to train.
+        splits: faces; the test part is not touched.
+        run: where ``recipe.yaml``, ``env.json``, ``history.csv``, ``last.ckpt`` and ``best.ckpt`` go.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        precision: None is the recipe's.
+        resume: continue from ``last.ckpt``: True demands one, ``auto`` takes it where it is, False refuses a run that
+            has one.
+        on_epoch: called with each epoch's row of ``history.csv``.
+        log: called with lines of text for a person.
+        stop_after: end after this many epochs of the recipe's, as an interruption would; for tests and short sessions.
+
+    Returns:
+        ``run``.
+
+    Raises:
+        TrainingError: the faces are unlabelled or too few, or the loss is not finite any more.
+        RunError: the run holds another recipe's or other data's training.
+    """
+    ranks = Ranks.current()
+    where = choose_device(device)
+    if where.type == "cuda" and ranks.world > 1:
+        where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    arithmetic = choose_precision(precision or recipe.precision, where)
+    train = audit.deduplicate(splits.train, recipe.dedupe)
+    _check_faces(train, splits)
+    preprocessing = Preprocessing.of(recipe, train)
+    state = make_state(recipe, where, arithmetic)
+    resumed = _open_run(state, splits, run, resume, where, arithmetic, ranks, train)
+    bounds = batch_bounds(len(train), recipe.batch_size, ranks.world)
+    images = torch.from_numpy(train.images).to(where)
+    targets = torch.from_numpy(train.targets).to(where)
+    weights = torch.tensor(class_weights(recipe, train.targets), device=where, dtype=torch.float32)
+    forward = _forward(state, ranks, where)
+    if ranks.rank == 0:
+        how = f"resumed after epoch {state.epoch}" if resumed else f"{len(train):,} training faces"
+        processes = f", {ranks.world} processes" if ranks.world > 1 else ""
+        log(f"{recipe.name}: {how}, {recipe.epochs} epochs, {len(bounds)} steps each, {where}, {arithmetic}{processes}")
+    while state.epoch < recipe.epochs and not _stopped_early(state):
+        if stop_after is not None and state.epoch >= stop_after:
+            break
+        row = _epoch(
+            state, forward, splits, run, images, targets, weights, preprocessing, bounds, where, arithmetic, ranks, log
+        )
+        if ranks.rank == 0:
+            if on_epoch is not None:
+                on_epoch(row)
+            log(describe_epoch(row, recipe.epochs))
+    if ranks.rank == 0 and _stopped_early(state):
+        log(
+            f"stopped early: no better validation accuracy for {recipe.early_stopping} epochs "
+            f"(best: epoch {state.best_epoch})"
+        )
+    return run
+
+
+def _check_faces(train: Faces, splits: Splits) -> None:
+    if not train.labelled:
+        raise TrainingError(f"the training part of {splits.location or splits.source} has no labelled faces")
+    if len(splits.val) and not splits.val.labelled:
+        raise TrainingError(f"the validation part of {splits.location or splits.source} has faces without a label")
+
+
+def _open_run(
+    state: State,
+    splits: Splits,
+    run: Run,
+    resume: bool | Literal["auto"],
+    device: torch.device,
+    precision: Precision,
+    ranks: Ranks,
+    train: Faces,
+) -> bool:
+    """Restore a run's training, or begin one; True where it was restored."""
+    recipe = state.recipe
+    if run.has("last.ckpt"):
+        if resume is False:
+            raise RunError(f"{run.path} holds a training already: resume it, or train into a new run")
+        held = run.recipe
+        differing = [name for name in Recipe.model_fields if getattr(held, name) != getattr(recipe, name)]
+        if differing:
+            told = ", ".join(
+                f"{name} {getattr(held, name)!r} there, {getattr(recipe, name)!r} here" for name in differing
+            )
+            raise RunError(
+                f"{run.path} was trained with another recipe ({told}): train into a new run, or give the same"
+            )
+        known = run.read_json("env.json")["data"]["fingerprint"]
+        if known != splits.fingerprint():
+            raise RunError(
+                f"{run.path} was trained on other faces (fingerprint {known}, here {splits.fingerprint()}): give the "
+                "same data and split, or train into a new run"
+            )
+        state.restore(checkpoint.load(run.file("last.ckpt")))
+        return True
+    if resume is True:
+        raise RunError(f"{run.path} has no last.ckpt to resume from: train it first, or leave resume out")
+    if ranks.rank == 0:
+        run.write_recipe(recipe)
+        run.write_environment(splits, str(device), precision, torch.get_num_threads())
+        # An older history without its checkpoint would be continued by this training's rows.
+        run.file("history.csv").unlink(missing_ok=True)
+    return False
+
+
+def _forward(state: State, ranks: Ranks, device: torch.device) -> nn.Module:
+    forward: nn.Module = state.model
+    if ranks.world > 1:
+        ids = [device.index] if device.type == "cuda" else None
+        forward = DistributedDataParallel(forward, device_ids=ids, broadcast_buffers=True)
+    if state.recipe.compile:
+        forward.compile()
+    return forward
+
+
+def _stopped_early(state: State) -> bool:
+    patience = state.recipe.early_stopping
+    return patience is not None and state.best_epoch > 0 and state.epoch - state.best_epoch >= patience
+
+
+def _epoch(
+    state: State,
+    forward: nn.Module,
+    splits: Splits,
+    run: Run,
+    images: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    preprocessing: Preprocessing,
+    bounds: Sequence[tuple[int, int]],
+    device: torch.device,
+    precision: Precision,
+    ranks: Ranks,
+    log: Callable[[str], None],
+) -> Row:
+    recipe = state.recipe
+    plan = Epoch.plan(recipe, targets.cpu(), state.epoch, device)
+    models.set_training_mode(state.model, recipe)
+    first, started = state.step, time.perf_counter()
+    saved = told = started
+    lr_factor = 1.0
+    for step in range(first, len(bounds)):
+        torch.manual_seed(_step_seed(recipe.seed, state.epoch, step, ranks.rank))
+        planned = schedule_factor(recipe, state.epoch * len(bounds) + step, recipe.epochs * len(bounds))
+        lr_factor = planned * state.plateau["factor"]
+        batch = make_batch(plan, bounds[step], images, targets, weights, preprocessing, ranks)
+        train_step(state, forward, batch, weights, lr_factor, device, precision, ranks)
+        state.step = step + 1
+        now = time.perf_counter()
+        if ranks.rank == 0 and now - told > TELL_EVERY and step + 1 < len(bounds):
+            told = now
+            seen = bounds[step][1] - bounds[first][0]
+            log(
+                f"  epoch {state.epoch + 1}: {step + 1} of {len(bounds)} steps, {seen / (now - started):.0f} images/s, "
+                f"{_clock((now - started) / (step + 1 - first) * (len(bounds) - step - 1))} left in it"
+            )
+        if now - saved > SAVE_EVERY and ranks.world == 1 and step + 1 < len(bounds):
+            saved = now
+            checkpoint.save(run.file("last.ckpt"), state.dump())
+    loss, weight, correct = ranks.sum(state.sums.clone()).tolist()  # waits for the device
+    train_seconds = time.perf_counter() - started
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the training loss is not finite in epoch {state.epoch + 1}: lower lr (now {recipe.lr}), clip with "
+            f"clip_norm, or train with precision float32; {run.path} keeps the last good epoch"
+        )
+    row: Row = dict.fromkeys(COLUMNS)
+    row |= {
+        "epoch": state.epoch + 1,
+        "train_loss": loss / weight,
+        "train_accuracy": correct / (bounds[-1][1] - bounds[0][0]),
+        "lr": recipe.lr * lr_factor,
+        "image_size": plan.size,
+    }
+    checked = time.perf_counter()
+    row |= _validate(state, splits.val, preprocessing, device, precision, ranks)
+    val_seconds = time.perf_counter() - checked
+    state.epoch, state.step = state.epoch + 1, 0
+    state.sums.zero_()
+    state.seconds += train_seconds + val_seconds
+    row |= {
+        "images_per_second": (bounds[-1][1] - bounds[first][0]) / train_seconds,
+        "train_seconds": train_seconds,
+        "val_seconds": val_seconds,
+        "total_seconds": state.seconds,
+    }
+    _after_epoch(state, row, preprocessing, run, ranks)
+    return row
+
+
+def _validate(
+    state: State, val: Faces, preprocessing: Preprocessing, device: torch.device, precision: Precision, ranks: Ranks
+) -> Row:
+    if not len(val):
+        return {}
+    probabilities = evaluate_part(state.evaluated, preprocessing, val, device, precision, ranks)
+    return {
+        "val_loss": metrics.nll(probabilities, val.targets),
+        "val_accuracy": metrics.accuracy(probabilities, val.targets),
+        "val_macro_f1": metrics.macro_f1(probabilities, val.targets),
+    }
+
+
+def _after_epoch(state: State, row: Row, preprocessing: Preprocessing, run: Run, ranks: Ranks) -> None:
+    """Watch validation, and write history and checkpoints. A crash between two files loses nothing: each is whole."""
+    recipe = state.recipe
+    if row["val_loss"] is not None:
+        _watch_plateau(state, row["val_loss"])
+    # Without a validation part the last epoch is the best that can be known.
+    score = row["val_accuracy"] if row["val_accuracy"] is not None else 0.0
+    better = score > state.best_accuracy or row["val_accuracy"] is None
+    if better:
+        state.best_accuracy, state.best_epoch = score, state.epoch
+    if ranks.rank != 0:
+        return
+    evaluated = checkpoint.model_state(state.evaluated, preprocessing, recipe, state.epoch)
+    run.append_history(row)
+    if better:
+        checkpoint.save(run.file("best.ckpt"), evaluated)
+    checkpoint.save(run.file("last.ckpt"), {**state.dump(), "evaluated": evaluated})
+
+
+def _watch_plateau(state: State, val_loss: float) -> None:
+    """Lower the rate after ``plateau_patience`` epochs without a better loss.
+
+    The same rule as torch's ReduceLROnPlateau with its defaults (relative threshold 1e-4).
+    """
+    if state.recipe.schedule != "plateau":
+        return
+    watched = state.plateau
+    if val_loss < watched["best"] * (1 - 1e-4):
+        watched["best"], watched["waited"] = val_loss, 0.0
+        return
+    watched["waited"] += 1
+    if watched["waited"] > state.recipe.plateau_patience:
+        watched["factor"] *= state.recipe.plateau_factor
+        watched["waited"] = 0.0
+
+
+def describe_epoch(row: Row, epochs: int) -> str:
+    """Return an epoch as one line for a log."""
+    val = (
+        f"val loss {row['val_loss']:.3f} accuracy {row['val_accuracy']:.1%} macro-F1 {row['val_macro_f1']:.3f}"
+        if row["val_loss"] is not None
+        else "no validation part"
+    )
+    left = row["total_seconds"] / row["epoch"] * (epochs - row["epoch"])
+    return (
+        f"epoch {row['epoch']}/{epochs}  train loss {row['train_loss']:.3f} accuracy {row['train_accuracy']:.1%}  "
+        f"{val}  lr {row['lr']:.2e}  {row['images_per_second']:.0f} images/s  "
+        f"{_clock(row['total_seconds'])} gone, {_clock(left)} left"
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+# -- several processes ------------------------------------------------------------------------------------------------
+
+
+def launch(
+    recipe: Recipe,
+    data: str,
+    run: Run,
+    processes: int,
+    *,
+    device: str | None = "auto",
+    resume: bool | Literal["auto"] = "auto",
+    on_bad: str = "raise",
+) -> Iterator[str]:
+    """Train in ``processes`` child processes on this machine under torchrun, and yield what they print, line by line.
+
+    Raises:
+        TrainingError: a process failed; the message ends with what it printed last.
+    """
+    with_recipe = run.path / "launch.yaml"
+    with_recipe.write_text(recipe.dump(), encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += ["-m", "fer_utils.training", "--recipe", str(with_recipe), "--data", data, "--out", str(run.path)]
+    command += ["--device", device or "auto", "--resume", str(resume).lower(), "--on-bad", on_bad]
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    settings = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    last: list[str] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=settings) as child:
+        try:
+            for line in child.stdout or ():
+                last = [*last[-30:], line.rstrip()]
+                yield line.rstrip()
+        finally:
+            if child.poll() is None and sys.exc_info()[0] is not None:
+                child.terminate()
+    with_recipe.unlink(missing_ok=True)
+    if child.returncode:
+        raise TrainingError("training in several processes failed:\n" + "\n".join(last))
+
+
+def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m fer_utils.training", description="Train a recipe.")
+    parser.add_argument("--recipe", default="fast", help="name of a recipe, or path of a YAML file (default: fast)")
+    parser.add_argument("--data", default="auto", help="auto, synthetic, kaggle, or a path (default: auto)")
+    parser.add_argument(
+        "--out", help="directory of the run; one that holds a training is resumed (default: under outputs/)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    parser.add_argument("--resume", choices=("auto", "true", "false"), default="auto", help="continue from last.ckpt")
+    parser.add_argument("--on-bad", choices=("raise", "skip"), default="raise", help="what to do with unreadable faces")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="override a field of the recipe, again and again",
+    )
+    return parser.parse_args(given)
+
+
+@record
+def main(given: Sequence[str] | None = None) -> int:
+    """Train from the command line, alone or as one of torchrun's processes."""
+    arguments = _arguments(given)
+    overrides = dict(item.partition("=")[::2] for item in arguments.set)
+    recipe = recipes.load(arguments.recipe, overrides)
+    device = choose_device(arguments.device)
+    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if distributed:
+        if device.type == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if not arguments.out:
+            raise RecipeError("several processes need --out: they must agree on the run's directory")
+    try:
+        ranks = Ranks.current()
+        splits = sources.load(
+            arguments.data,
+            val_fraction=recipe.val_fraction,
+            split_seed=recipe.split_seed,
+            on_bad=arguments.on_bad,
+        )
+        if ranks.rank == 0:
+            run = Run.create(arguments.out, label=recipe.name)
+        if distributed:
+            dist.barrier()
+        if ranks.rank != 0:
+            run = Run.open(arguments.out)
+        resume: bool | Literal["auto"] = "auto" if arguments.resume == "auto" else arguments.resume == "true"
+
+        def tell(line: str) -> None:
+            print(line, flush=True)  # noqa: T201 - the command line's own output
+
+        fit(recipe, splits, run, device=arguments.device, resume=resume, log=tell)
+        if ranks.rank == 0:
+            tell(f"run: {Path(run.path).resolve()}")
+    finally:
+        if distributed:
+            dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

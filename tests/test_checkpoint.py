@@ -1,0 +1,135 @@
+"""Checkpoints are whole, exact and refused when anything about them is wrong."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fer_utils import checkpoint, models
+from fer_utils import recipe as recipes
+from fer_utils.checkpoint import CheckpointError
+from fer_utils.faces import Faces
+from fer_utils.preprocessing import Preprocessing
+from fer_utils.runs import Run
+
+
+def state() -> dict[str, object]:
+    return {
+        "weights": {"a": torch.randn(3, 4), "b": torch.arange(5)},
+        "half": torch.randn(2).bfloat16(),
+        "rates": [1e-3, 2.5],
+        "epoch": 3,
+        "none": None,
+        "scalar": torch.tensor(1.5, dtype=torch.float64),
+    }
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
+    saved = state()
+    checkpoint.save(tmp_path / "a.ckpt", saved)
+    loaded = checkpoint.load(tmp_path / "a.ckpt")
+    assert torch.equal(loaded["weights"]["a"], saved["weights"]["a"])  # type: ignore[index]
+    assert loaded["half"].dtype == torch.bfloat16
+    assert torch.equal(loaded["half"], saved["half"])  # type: ignore[arg-type]
+    assert (loaded["rates"], loaded["epoch"], loaded["none"]) == ([1e-3, 2.5], 3, None)
+    assert loaded["scalar"].item() == 1.5
+    assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_a_changed_weight_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    checkpoint.save(path, {"weights": torch.zeros(4096)})
+    held = torch.load(path, weights_only=True)
+    held["state"]["weights"][7] = 1e-6
+    torch.save(held, path)
+    with pytest.raises(CheckpointError, match=r"a\.ckpt.*checksum"):
+        checkpoint.load(path)
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    checkpoint.save(path, state())
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"a\.ckpt"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", b"PK\x03\x04 half a zip"])
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"a\.ckpt"):
+        checkpoint.load(path)
+
+
+class Trap:
+    """An object whose unpickling would run code."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, (Path("trapped"),))  # type: ignore[return-value]
+
+
+def test_a_pickle_is_never_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"schema_version": 1, "sha256": "", "state": Trap()}, tmp_path / "a.ckpt")
+    (tmp_path / "b.ckpt").write_bytes(pickle.dumps(Trap()))
+    for name in ("a.ckpt", "b.ckpt"):
+        with pytest.raises(CheckpointError, match=name):
+            checkpoint.load(tmp_path / name)
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_another_schema_is_refused_with_both_versions(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    checkpoint.save(path, {"epoch": 1})
+    held = torch.load(path, weights_only=True)
+    torch.save({**held, "schema_version": 99}, path)
+    with pytest.raises(CheckpointError, match=r"99.*reads 1"):
+        checkpoint.load(path)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    recipe = recipes.load("fast", {"width": 0.125})
+    model = models.build(recipe)
+    faces = Faces(np.zeros((1, 48, 48), np.uint8), np.zeros(1, np.int64), np.array(["a"]))
+    run = Run.create(tmp_path / "run")
+    values = checkpoint.model_state(model, Preprocessing.of(recipe, faces), recipe, 4)
+    checkpoint.save(run.file("best.ckpt"), values)
+    return run
+
+
+def test_a_model_comes_back_ready_for_evaluation(run: Run) -> None:
+    loaded = checkpoint.load_model(run)
+    assert not loaded.model.training
+    assert (loaded.epoch, loaded.recipe.width, loaded.preprocessing.size) == (4, 0.125, 48)
+    held = checkpoint.load(run.file("best.ckpt"))
+    for name, value in loaded.model.state_dict().items():
+        assert torch.equal(value, held["model"][name])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            {"preprocessing": {"size": 48, "channels": 1, "mean": [0.5], "std": [0.5], "emotions": list("abcdefg")}},
+            "order",
+        ),
+        ({"recipe": "name: x\nepochs: 1\nwidht: 2"}, "width"),
+        ({"model": {}}, "Missing key"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused(run: Run, change: dict[str, object], told: str) -> None:
+    path = run.file("best.ckpt")
+    checkpoint.save(path, {**checkpoint.load(path), **change})
+    with pytest.raises(CheckpointError, match=told):
+        checkpoint.load_model(run)
+
+
+def test_a_run_without_a_checkpoint_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="train first"):
+        checkpoint.load_model(Run.create(tmp_path / "new"))

@@ -1,0 +1,371 @@
+"""The loop: exact resume, schedules, what it writes, what it refuses, and the same result on two processes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fer_utils import checkpoint, models, training
+from fer_utils import recipe as recipes
+from fer_utils.faces import Faces, Splits
+from fer_utils.recipe import Recipe
+from fer_utils.runs import Run, RunError
+from fer_utils.sources import synthetic
+from fer_utils.training import TIMING_COLUMNS, TrainingError, fit
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return synthetic.generate(400, seed=0)
+
+
+def tiny(**fields: Any) -> Recipe:
+    base = {"width": 0.125, "stem": "imagenet", "max_pool": True, "epochs": 3, "batch_size": 64, "progressive": None}
+    return recipes.load("fast", {**base, "image_size": 48, **fields})
+
+
+def silent(_: str) -> None:
+    pass
+
+
+def weights_of(run: Run) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = checkpoint.load(run.file("last.ckpt"))["model"]
+    return state
+
+
+def assert_same_bytes(first: Run, second: Run) -> None:
+    a, b = checkpoint.load(first.file("last.ckpt")), checkpoint.load(second.file("last.ckpt"))
+    for part in ("model", "averaged"):
+        assert (a[part] is None) == (b[part] is None)
+        for name, value in (a[part] or {}).items():
+            assert torch.equal(value, b[part][name]), f"{part} {name}"
+    for index, held in a["optimizer"]["state"].items():
+        for name, value in held.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(b["optimizer"]["state"][index][name])), name
+    histories = [run.history().drop(columns=list(TIMING_COLUMNS)) for run in (first, second)]
+    assert histories[0].equals(histories[1])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"ema": 0.99, "dropout": 0.3, "schedule": "one_cycle", "mixup": 0.2},
+        {
+            "ema": 0.0,
+            "optimizer": "sgd",
+            "schedule": "plateau",
+            "plateau_patience": 0,
+            "lr": 0.5,
+            "balance": "sampling",
+        },
+        {"precision": "bfloat16", "optimizer": "adam", "schedule": "cosine", "cutmix": 1.0, "clip_norm": 1.0},
+    ],
+    ids=["ema-one_cycle-mixup", "sgd-plateau-sampling", "bfloat16-cosine-cutmix"],
+)
+def test_a_resumed_training_is_the_uninterrupted_one_to_the_byte(
+    splits: Splits, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    recipe = tiny(**fields)
+    whole = fit(recipe, splits, Run.create(tmp_path / "whole"), device="cpu", log=silent)
+    parts = Run.create(tmp_path / "parts")
+    for stop_after in (1, 2, None):
+        torch.manual_seed(123)  # what a new session's generator holds must not matter
+        fit(recipe, splits, parts, device="cpu", log=silent, stop_after=stop_after)
+    assert_same_bytes(whole, parts)
+    assert list(whole.history()["epoch"]) == [1, 2, 3]
+
+
+def test_a_training_resumed_inside_an_epoch_is_the_same_to_the_byte(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny(epochs=2)
+    whole = fit(recipe, splits, Run.create(tmp_path / "whole"), device="cpu", log=silent)
+    parts = Run.create(tmp_path / "parts")
+    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+    taken = 0
+    step = training.train_step
+
+    def interrupted(*arguments: Any) -> None:
+        nonlocal taken
+        taken += 1
+        if taken == 7:
+            raise KeyboardInterrupt
+        step(*arguments)
+
+    monkeypatch.setattr(training, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe, splits, parts, device="cpu", log=silent)
+    held = checkpoint.load(parts.file("last.ckpt"))
+    assert (held["epoch"], held["step"]) == (1, 1)
+    fit(recipe, splits, parts, device="cpu", log=silent)
+    assert_same_bytes(whole, parts)
+
+
+def test_seeds_make_different_trainings_and_the_same_seed_the_same(splits: Splits, tmp_path: Path) -> None:
+    runs = [
+        fit(tiny(epochs=1, seed=seed), splits, Run.create(tmp_path / name), device="cpu", log=silent)
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    assert_same_bytes(runs[0], runs[1])
+    assert not torch.equal(
+        weights_of(runs[0])["fc.weight" if "fc.weight" in weights_of(runs[0]) else "fc.1.weight"],
+        weights_of(runs[2])["fc.weight" if "fc.weight" in weights_of(runs[2]) else "fc.1.weight"],
+    )
+
+
+def test_it_learns_the_synthetic_faces(tmp_path: Path) -> None:
+    splits = synthetic.generate(1500, seed=1)
+    rows: list[dict[str, Any]] = []
+    lines: list[str] = []
+    recipe = tiny(epochs=4, width=0.25, dropout=0.0)
+    run = fit(recipe, splits, Run.create(tmp_path / "run"), device="cpu", on_epoch=rows.append, log=lines.append)
+    assert rows[-1]["val_accuracy"] > 0.5 > 2 / 7
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    history = run.history()
+    assert tuple(history.columns) == training.COLUMNS
+    assert history["val_accuracy"].tolist() == pytest.approx([row["val_accuracy"] for row in rows])
+    best = checkpoint.load_model(run)
+    assert best.epoch == int(history["epoch"][history["val_accuracy"].idxmax()])
+    assert checkpoint.load_model(run, "last").epoch == 4
+    told = "\n".join(lines)
+    assert all(word in told for word in ("epoch 4/4", "train loss", "val loss", "images/s", "left", "lr"))
+    environment = json.loads(run.file("env.json").read_text())
+    assert environment["data"]["fingerprint"] == splits.fingerprint()
+    assert environment["data"]["synthetic"] is True
+    assert run.recipe == recipe
+
+
+def test_the_saved_best_is_what_was_scored(splits: Splits, tmp_path: Path) -> None:
+    from fer_utils import metrics
+    from fer_utils.prediction import predict
+
+    run = fit(tiny(ema=0.9), splits, Run.create(tmp_path / "run"), device="cpu", precision="float32", log=silent)
+    loaded = checkpoint.load_model(run)
+    probabilities = predict(loaded.model, loaded.preprocessing, splits.val.images, device=torch.device("cpu"))
+    best = run.history()["val_accuracy"].max()
+    assert metrics.accuracy(probabilities, splits.val.targets) == pytest.approx(best, abs=1e-9)
+
+
+# -- schedules --------------------------------------------------------------------------------------------------------
+
+
+def test_one_cycle_is_torchs_own() -> None:
+    recipe = tiny(epochs=4, lr=0.1, schedule="one_cycle", warmup=0.3)
+    ours = training.learning_rates(recipe, 25)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=100, pct_start=0.3, cycle_momentum=False)
+    expected = []
+    for _ in range(100):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+    np.testing.assert_allclose(ours, expected, rtol=1e-9)
+
+
+def test_cosine_warms_up_and_ends_near_zero() -> None:
+    rates = training.learning_rates(tiny(epochs=5, lr=1.0, schedule="cosine", warmup=0.2), 20)
+    assert rates.argmax() == 20
+    assert rates.max() == pytest.approx(1.0, abs=1e-3)
+    assert np.all(np.diff(rates[:20]) > 0)
+    assert np.all(np.diff(rates[20:]) < 0)
+    assert rates[-1] < 1e-3
+    assert rates[60] == pytest.approx(0.5, abs=1e-9)
+
+
+def test_plateau_is_torchs_own(splits: Splits, tmp_path: Path) -> None:
+    run = fit(
+        tiny(epochs=6, schedule="plateau", plateau_patience=1, plateau_factor=0.3, lr=0.02, optimizer="sgd"),
+        splits,
+        Run.create(tmp_path / "run"),
+        device="cpu",
+        log=silent,
+    )
+    history = run.history()
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.02)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.3, patience=1)
+    expected = []
+    for loss in history["val_loss"]:
+        expected.append(optimizer.param_groups[0]["lr"])
+        scheduler.step(loss)
+    np.testing.assert_allclose(history["lr"], expected, rtol=1e-9)
+
+
+def test_progressive_sizes_rise_in_steps_of_four_to_the_last() -> None:
+    sizes = training.image_sizes(tiny(progressive=[32, 48], epochs=9))
+    assert (sizes[0], sizes[-1], len(sizes)) == (32, 48, 9)
+    assert sizes == sorted(sizes)
+    assert {size % 4 for size in sizes} == {0}
+
+
+def test_every_face_is_in_one_batch() -> None:
+    for n, size, world in ((400, 64, 1), (129, 64, 1), (65, 64, 1), (67, 64, 2), (5, 64, 2)):
+        bounds = training.batch_bounds(n, size, world)
+        covered = [i for start, end in bounds for i in range(start, end)]
+        assert covered == list(range(n))
+        assert min(end - start for start, end in bounds) >= 2 * world
+    with pytest.raises(TrainingError, match="too few"):
+        training.batch_bounds(3, 64, 2)
+
+
+# -- options ----------------------------------------------------------------------------------------------------------
+
+
+def test_early_stopping_ends_after_the_epochs_without_a_better_accuracy(splits: Splits, tmp_path: Path) -> None:
+    lines: list[str] = []
+    # A rate too small to change any prediction: the first epoch stays the best.
+    recipe = tiny(epochs=9, lr=1e-12, early_stopping=2, ema=0.0, schedule="constant", freeze_batch_norm=False)
+    run = fit(recipe, splits, Run.create(tmp_path / "run"), device="cpu", log=lines.append)
+    history = run.history()
+    best = int(history["epoch"][history["val_accuracy"].idxmax()])
+    assert len(history) == best + 2 < 9
+    assert "stopped early" in lines[-1]
+
+
+def test_class_weights_are_inverse_frequencies() -> None:
+    targets = np.array([0] * 6 + [3] * 2, dtype=np.int64)
+    weights = training.class_weights(tiny(balance="loss"), targets)
+    assert weights[0] * 6 == pytest.approx(weights[3] * 2) == pytest.approx(8 / 7)
+    assert training.class_weights(tiny(), targets).tolist() == [1.0] * 7
+
+
+def test_the_average_follows_the_weights_and_their_statistics() -> None:
+    torch.manual_seed(0)
+    model = models.build(tiny())
+    averaged = models.build(tiny())
+    expected = {name: value.clone() for name, value in averaged.state_dict().items()}
+    for updates in (1, 2, 500):
+        training.update_average(averaged, model, 0.9, updates)
+        weight = 1 - min(0.9, (1 + updates) / (10 + updates))
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                expected[name] += weight * (value - expected[name])
+    for name, value in averaged.state_dict().items():
+        torch.testing.assert_close(value, expected[name] if value.is_floating_point() else model.state_dict()[name])
+
+
+def test_frozen_layers_stay_as_they_were(splits: Splits, tmp_path: Path) -> None:
+    recipe = tiny(train_layers=["layer4", "fc"], freeze_batch_norm=True, epochs=1, ema=0.0, weight_decay=0.1)
+    torch.manual_seed(recipe.seed)
+    before = models.build(recipe).state_dict()
+    after = weights_of(fit(recipe, splits, Run.create(tmp_path / "run"), device="cpu", log=silent))
+    for name, value in after.items():
+        trained = name.startswith(("layer4", "fc"))
+        assert torch.equal(value, before[name]) != trained or not value.is_floating_point(), name
+
+
+def test_without_a_validation_part_the_last_epoch_is_kept(splits: Splits, tmp_path: Path) -> None:
+    whole = Splits(Faces.concatenate([splits.train, splits.val]), Faces.empty(), splits.test, "synthetic")
+    run = fit(tiny(val_fraction=0.0, epochs=2), whole, Run.create(tmp_path / "run"), device="cpu", log=silent)
+    assert checkpoint.load_model(run).epoch == 2
+    assert run.history()["val_accuracy"].isna().all()
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_of_another_recipe_or_other_faces_is_not_continued(splits: Splits, tmp_path: Path) -> None:
+    run = fit(tiny(epochs=1), splits, Run.create(tmp_path / "run"), device="cpu", log=silent)
+    with pytest.raises(RunError, match=r"lr .* there, 0\.5 here"):
+        fit(tiny(epochs=1, lr=0.5), splits, run, device="cpu", log=silent)
+    with pytest.raises(RunError, match="other faces"):
+        fit(tiny(epochs=1), synthetic.generate(400, seed=9), run, device="cpu", log=silent)
+    with pytest.raises(RunError, match="holds a training already"):
+        fit(tiny(epochs=1), splits, run, device="cpu", resume=False, log=silent)
+    with pytest.raises(RunError, match=r"no last\.ckpt"):
+        fit(tiny(epochs=1), splits, Run.create(tmp_path / "new"), device="cpu", resume=True, log=silent)
+    before = run.file("last.ckpt").stat().st_mtime_ns
+    fit(tiny(epochs=1), splits, run, device="cpu", log=silent)
+    assert run.file("last.ckpt").stat().st_mtime_ns == before
+
+
+def test_a_loss_that_explodes_is_told_and_the_last_good_epoch_kept(splits: Splits, tmp_path: Path) -> None:
+    recipe = tiny(optimizer="sgd", lr=1e30, schedule="constant", precision="float32", ema=0.0)
+    run = Run.create(tmp_path / "run")
+    with pytest.raises(TrainingError, match=r"lower lr .*1e\+30"):
+        fit(recipe, splits, run, device="cpu", log=silent)
+    assert not run.has("best.ckpt")
+
+
+def test_unlabelled_training_faces_are_refused(splits: Splits, tmp_path: Path) -> None:
+    bare = Faces(splits.train.images, np.full(len(splits.train), -1, np.int64), splits.train.names)
+    with pytest.raises(TrainingError, match="no labelled faces"):
+        fit(tiny(), Splits(bare, splits.val, splits.test, "synthetic"), Run.create(tmp_path / "run"), log=silent)
+
+
+# -- several processes ------------------------------------------------------------------------------------------------
+
+EXACT: dict[str, Any] = {
+    # Batch-norm statistics frozen, so that a rank's share of a batch does not matter; float64, so that sums agree.
+    "train_layers": ["conv1", "layer1.0.conv1", "layer2.0.conv1", "layer3.0.conv2", "layer4.1.conv2", "fc"],
+    "freeze_batch_norm": True,
+    "precision": "float64",
+    "optimizer": "sgd",
+    "lr": 0.05,
+    "dropout": 0.0,
+    "ema": 0.5,
+    "balance": "loss",
+    "batch_size": 62,
+    "epochs": 2,
+    "mixup": 0.3,
+}
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_weights_as_one(tmp_path: Path) -> None:
+    recipe = tiny(**EXACT)
+    (tmp_path / "recipe.yaml").write_text(recipe.dump())
+    data = "synthetic:400"
+    single = [sys.executable, "-m", "fer_utils.training"]
+    double = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    double += ["-m", "fer_utils.training"]
+    runs = []
+    for name, command in (("one", single), ("two", double)):
+        out = tmp_path / name
+        done = subprocess.run(
+            [*command, "--recipe", str(tmp_path / "recipe.yaml"), "--data", data, "--out", str(out), "--device", "cpu"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("epoch 2/2") == 1
+        runs.append(Run.open(out))
+    n = len(synthetic.generate(400).train)
+    assert n % 62 % 2 == 1, "the last batch must be uneven for this test to mean anything"
+    one, two = (weights_of(run) for run in runs)
+    assert list(one) == list(two)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-10)
+    histories = [run.history().drop(columns=list(TIMING_COLUMNS)) for run in runs]
+    for column in histories[0]:
+        np.testing.assert_allclose(histories[0][column], histories[1][column], rtol=1e-9)
+    assert {path.name for path in runs[0].path.iterdir()} == {path.name for path in runs[1].path.iterdir()}
+
+
+@pytest.mark.slow
+def test_a_failing_process_stops_all_with_its_own_message(tmp_path: Path) -> None:
+    recipe = tiny(optimizer="sgd", lr=1e30, schedule="constant", precision="float32", ema=0.0, epochs=1)
+    run = Run.create(tmp_path / "run")
+    with pytest.raises(TrainingError, match="loss is not finite"):
+        for _ in training.launch(recipe, "synthetic:200", run, 2, device="cpu"):
+            pass
+    assert not run.has("launch.yaml")
+
+
+@pytest.mark.gpu
+def test_cuda_trains_without_waiting_for_the_host(splits: Splits, tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    run = fit(tiny(), splits, Run.create(tmp_path / "run"), device="cuda", log=silent)
+    assert math.isfinite(run.history()["train_loss"].iloc[-1])
