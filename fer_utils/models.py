@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from fer_utils.emotions import NUM_EMOTIONS
@@ -78,11 +79,15 @@ def build(recipe: Recipe, *, pretrained: bool = True) -> nn.Module:
         ModelError: no such backbone or layer, a size that the backbone cannot take, or a head that it cannot carry.
         MissingWeights: the ImageNet weights are neither in torch's cache nor to be downloaded.
     """
-    for size in dict.fromkeys((recipe.image_size, *(recipe.progressive or ()))):
-        _check_size(recipe, size)
-    model = _network(recipe)
-    if pretrained and recipe.weights == "imagenet":
-        _load_imagenet(model, recipe)
+    imagenet = pretrained and recipe.weights == "imagenet"
+    model = _backbone(recipe)
+    if imagenet:
+        _load_imagenet(model, recipe.backbone)
+    if recipe.backbone != "custom_cnn":
+        _replace_stem(model, recipe, mean=imagenet)
+        _replace_head(model, recipe)
+    for size in dict.fromkeys((recipe.image_size, recipe.progressive or recipe.image_size)):
+        _check_size(model, recipe, size)
     layers = layer_names(model)
     _check_layers("train_layers", recipe.train_layers, layers)
     _check_layers("layer_lr", tuple(recipe.layer_lr), layers)
@@ -129,7 +134,7 @@ def summary(model: nn.Module, recipe: Recipe) -> pd.DataFrame:
     """Return a table of the network's innermost modules in the order in which one face passes them.
 
     Columns: ``layer`` (name), ``kind`` (class), ``shape`` (output, without the batch), ``parameters`` (number) and
-    ``trainable`` (number of those that are not frozen). A module used twice is listed once. Needs one forward pass.
+    ``trainable`` (number of those that are not frozen). A module used twice is listed once.
     """
     names = {module: name for name, module in model.named_modules()}
     rows: dict[str, dict[str, Any]] = {}
@@ -149,7 +154,7 @@ def summary(model: nn.Module, recipe: Recipe) -> pd.DataFrame:
 
     hooks = [m.register_forward_hook(note) for m in names if not any(m.children())]
     try:
-        _pass_one_face(model, recipe.channels, recipe.image_size)
+        _pass_shapes(model, recipe.channels, recipe.image_size)
     finally:
         for hook in hooks:
             hook.remove()
@@ -162,9 +167,9 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def multiply_adds(model: nn.Module, channels: int, size: int) -> int:
-    """Return the multiply-adds of convolutions and matrix products for one face of ``size`` pixels; needs one pass."""
+    """Return the multiply-adds of convolutions and matrix products for one face of ``size`` pixels."""
     with FlopCounterMode(display=False) as counter:
-        _pass_one_face(model, channels, size)
+        _pass_shapes(model, channels, size)
     return int(counter.get_total_flops()) // 2
 
 
@@ -186,7 +191,7 @@ def target_layer(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} has no convolutional stage for Grad-CAM: use a convolutional backbone"
         )
     stage = stages[-1]
-    if isinstance(stage, nn.Sequential):
+    if isinstance(stage, nn.Sequential | nn.ModuleList):
         return [child for child in stage if not isinstance(child, nn.MaxPool2d)][-1]
     return stage
 
@@ -217,26 +222,30 @@ def weights_file(backbone: str) -> Path:
 # -- the network -----------------------------------------------------------------------------------------------------
 
 
-def _network(recipe: Recipe) -> nn.Module:
+def _backbone(recipe: Recipe) -> nn.Module:
+    """The network as torchvision has it, three channels and a plain head of seven, but for a ResNet's width."""
     name = recipe.backbone
     if name == "custom_cnn":
-        model: nn.Module = CustomCNN(recipe.channels, recipe.head, recipe.dropout)
-    else:
-        _check_backbone(name)
-        options: dict[str, Any] = {}
-        if name in ("inception_v3", "googlenet"):
-            options = {"aux_logits": False, "transform_input": False, "init_weights": True}
-        elif name.startswith("resnet"):
-            options = {"zero_init_residual": recipe.zero_init_residual}
-        elif name.startswith("vit_"):
-            options = {"image_size": recipe.image_size}
-        elif name.startswith("maxvit"):
-            options = {"input_size": (recipe.image_size, recipe.image_size)}
-        model = torchvision.models.get_model(name, num_classes=NUM_EMOTIONS, **options)
-        if recipe.width != 1.0:
-            _scale_width(model, recipe)
-        _replace_head(model, recipe)
-    _replace_stem(model, recipe)
+        return CustomCNN(recipe.channels, recipe.head, recipe.dropout)
+    _check_backbone(name)
+    options: dict[str, Any] = {}
+    if name in ("inception_v3", "googlenet"):
+        options = {"aux_logits": False, "transform_input": False, "init_weights": True}
+    elif name.startswith("resnet"):
+        options = {"zero_init_residual": recipe.zero_init_residual}
+    elif name.startswith("vit_"):
+        options = {"image_size": recipe.image_size}
+    elif name.startswith("maxvit"):
+        options = {"input_size": (recipe.image_size, recipe.image_size)}
+    try:
+        model: nn.Module = torchvision.models.get_model(name, num_classes=NUM_EMOTIONS, **options)
+    except (ValueError, AssertionError) as error:
+        # Only transformers are built for one size of input; it is a multiple of the patches that they cut it into.
+        raise ModelError(
+            f"{name} cannot be built for image_size {recipe.image_size}: {error} 224 always fits"
+        ) from error
+    if recipe.width != 1.0:
+        _scale_width(model, recipe)
     return model
 
 
@@ -259,7 +268,7 @@ def _head(features: int, hidden: tuple[int, ...], dropout: float) -> nn.Module:
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
 
-def _replace_stem(model: nn.Module, recipe: Recipe) -> None:
+def _replace_stem(model: nn.Module, recipe: Recipe, *, mean: bool) -> None:
     name = _first_convolution(model)
     old = model.get_submodule(name)
     assert isinstance(old, nn.Conv2d)
@@ -268,12 +277,11 @@ def _replace_stem(model: nn.Module, recipe: Recipe) -> None:
         new = nn.Conv2d(recipe.channels, old.out_channels, 3, stride, padding=1, bias=False)
         nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
         model.set_submodule(name, new)
-    elif old.in_channels != recipe.channels:
-        # Keeping the first of the kernels' colours keeps each backbone's own initialisation.
-        old.weight = nn.Parameter(
-            old.weight.detach()[:, : recipe.channels].clone(memory_format=torch.contiguous_format)
-        )
-        old.in_channels = recipe.channels
+    elif recipe.channels == 1:
+        kernels = old.weight.detach()
+        # Untrained, the first colour's kernels are as the backbone initialises them; a mean would shrink them.
+        old.weight = nn.Parameter(kernels.mean(dim=1, keepdim=True) if mean else kernels[:, :1].clone())
+        old.in_channels = 1
     if not recipe.max_pool:
         model.set_submodule("maxpool", nn.Identity())
 
@@ -324,34 +332,36 @@ def _check_backbone(name: str) -> None:
         raise ModelError(f"unknown backbone {name!r}{guess} Known: {', '.join(known)}")
 
 
-def _check_size(recipe: Recipe, size: int) -> None:
-    problem = _problem_at(recipe, size)
-    if problem is None:
-        return
-    fitting = [other for other in _SIZES if _problem_at(recipe, other) is None]
-    if not fitting:
-        raise ModelError(f"{recipe.backbone} cannot be built: {problem}")
-    sizes = ", ".join(map(str, fitting))
-    raise ModelError(
-        f"{recipe.backbone} cannot take faces of {size} × {size} pixels; of the sizes tried it takes {sizes}. "
-        f"Set image_size to one of them, {fitting[0]} at least. ({problem})"
-    )
+def _check_size(model: nn.Module, recipe: Recipe, size: int) -> None:
+    problem = _problem_at(model, recipe.channels, size)
+    if problem is not None:
+        fitting = [other for other in _SIZES if _problem_at(model, recipe.channels, other) is None]
+        raise ModelError(
+            f"{recipe.backbone} cannot take faces of {size} × {size} pixels; of the sizes tried it takes "
+            f"{', '.join(map(str, fitting))}. Set image_size to one of them, {fitting[0]} at least. ({problem})"
+        )
 
 
-def _problem_at(recipe: Recipe, size: int) -> str | None:
-    """Build the network without memory, pass one face of ``size`` pixels without arithmetic, and return what fails."""
+def _problem_at(model: nn.Module, channels: int, size: int) -> str | None:
     try:
-        with torch.device("meta"):
-            built = recipe if recipe.progressive else recipe.model_copy(update={"image_size": size})
-            model = _network(built).eval()
-            with torch.no_grad():
-                model(torch.empty(2, recipe.channels, size, size))
-    except ModelError:
-        raise
+        _pass_shapes(model, channels, size)
     except (RuntimeError, ValueError, AssertionError) as error:
         # torchvision's transformers assert their input's size; convolutions and pools raise the others.
         return " ".join(str(error).split())
     return None
+
+
+def _pass_shapes(model: nn.Module, channels: int, size: int) -> None:
+    """Pass one face of ``size`` pixels as for predicting: shapes only, no arithmetic; each module keeps its mode."""
+    modes = {module: module.training for module in model.modules()}
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    try:
+        with torch.no_grad():
+            functional_call(model.eval(), shapes, torch.empty(1, channels, size, size, device="meta"))
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def _check_layers(field: str, wanted: tuple[str, ...], layers: list[str]) -> None:
@@ -377,54 +387,47 @@ def _weights(backbone: str) -> Any:
     return next(iter(torchvision.models.get_model_weights(backbone)))
 
 
-def _load_imagenet(model: nn.Module, recipe: Recipe) -> None:
-    path = weights_file(recipe.backbone)
+def _load_imagenet(model: nn.Module, backbone: str) -> None:
+    """Load everything but the classifier into the backbone as torchvision has it.
+
+    torch hashes what it downloads, never a file that is there already; ``weights_only`` keeps that one harmless too.
+    """
+    weights, path = _weights(backbone), weights_file(backbone)
     cached = path.is_file()
     advice = f"put {path.name} at {path}, or train without: weights: none (papermill: -p weights none)"
     try:
         with _timeout(DOWNLOAD_TIMEOUT):
-            # torch hashes what it downloads, never a file that is there: weights_only keeps that one harmless too.
-            state = _weights(recipe.backbone).get_state_dict(
+            state = weights.get_state_dict(
                 progress=sys.stderr.isatty(), check_hash=True, weights_only=True, map_location="cpu"
             )
-        _transfer(model, state, recipe)
+        _load_all_but_classifier(model, state)
     except OSError as error:
-        url = _weights(recipe.backbone).url
-        tried = f"{path} is not there, and downloading {url} failed: {error}"
-        raise MissingWeights(f"ImageNet weights of {recipe.backbone}: {tried}. To go on, {advice}") from error
-    except (RuntimeError, EOFError, UnpicklingError, KeyError) as error:
+        raise MissingWeights(
+            f"ImageNet weights of {backbone}: {path} is not there, and downloading {weights.url} failed: {error}. "
+            f"To go on, {advice}"
+        ) from error
+    except (RuntimeError, EOFError, UnpicklingError) as error:
         origin = "was in the cache but" if cached else "was downloaded but"
         told = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MissingWeights(
-            f"ImageNet weights of {recipe.backbone}: {path} {origin} cannot be used: {told}. "
+            f"ImageNet weights of {backbone}: {path} {origin} cannot be used: {told}. "
             f"Delete it to download it anew, or {advice}"
         ) from error
 
 
-def _transfer(model: nn.Module, state: dict[str, Tensor], recipe: Recipe) -> None:
-    """Load all but the classifier; only shapes that torchvision itself would load are accepted."""
+def _load_all_but_classifier(model: nn.Module, state: dict[str, Tensor]) -> None:
+    left_out = (_classifier_name(model) + ".", "AuxLogits.", "aux1.", "aux2.")
     for key in list(state):
         old = _DENSENET_KEY.match(key)
-        if old:
+        if key.startswith(left_out):
+            del state[key]
+        elif old:
             # DenseNet's files carry the names of an older torchvision: norm.1 is norm1 now.
             state[old.group(1) + old.group(2)] = state.pop(key)
-    head = _classifier_name(_reference(recipe))
-    for key in list(state):
-        if key.startswith((head + ".", "AuxLogits.", "aux1.", "aux2.")):
-            del state[key]
-    kernels = _first_convolution(model) + ".weight"
-    if recipe.channels == 1:
-        state[kernels] = state[kernels].mean(dim=1, keepdim=True)
     missing, unexpected = model.load_state_dict(state, strict=False)
-    lost = [key for key in missing if not key.startswith(head + ".")]
-    if lost or unexpected:
-        raise RuntimeError(f"the file is not {recipe.backbone}'s: missing {lost[:3]}, unexpected {unexpected[:3]}")
-
-
-def _reference(recipe: Recipe) -> nn.Module:
-    """The plain backbone without memory, whose classifier's name the weights' file uses."""
-    with torch.device("meta"):
-        return _network(recipe.model_copy(update={"head": (), "dropout": 0.0}))
+    missing = [key for key in missing if not key.startswith(left_out)]
+    if missing or unexpected:
+        raise RuntimeError(f"it is another network's: {missing[:3]} missing, {unexpected[:3]} unexpected")
 
 
 @contextlib.contextmanager
@@ -435,15 +438,3 @@ def _timeout(seconds: float) -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _pass_one_face(model: nn.Module, channels: int, size: int) -> None:
-    """Run one black face through the network as for predicting, and leave every module in the mode it had."""
-    modes = {module: module.training for module in model.modules()}
-    device = next(model.parameters()).device
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, channels, size, size, device=device))
-    finally:
-        for module, training in modes.items():
-            module.training = training

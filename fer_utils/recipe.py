@@ -148,8 +148,8 @@ class Recipe(_Strict):
     """Alpha of mixup (Zhang et al. 2018, arXiv:1710.09412); 0 is off."""
     cutmix: float = Field(0.0, ge=0)
     """Alpha of CutMix (Yun et al. 2019, arXiv:1905.04899); 0 is off."""
-    progressive: tuple[int, int] | None = None
-    """First and last input size over the epochs, in steps of 4 pixels; the last is ``image_size``."""
+    progressive: int | None = Field(None, ge=24)
+    """Input size of the first epoch, rising in steps of 4 pixels to ``image_size``; null is that size throughout."""
 
     # The data
     val_fraction: float | None = Field(None, ge=0, lt=1)
@@ -199,10 +199,8 @@ class Recipe(_Strict):
     @model_validator(mode="after")
     def _combination(self) -> Recipe:
         problems = []
-        if self.progressive and self.progressive[1] != self.image_size:
-            problems.append(f"progressive ends at {self.progressive[1]}, but image_size is {self.image_size}")
-        if self.progressive and not 24 <= self.progressive[0] <= self.progressive[1]:
-            problems.append(f"progressive must rise from at least 24, not {list(self.progressive)}")
+        if self.progressive and self.progressive > self.image_size:
+            problems.append(f"progressive starts at {self.progressive}, above image_size {self.image_size}")
         if self.schedule == "plateau" and self.val_fraction == 0:
             problems.append("schedule plateau watches the validation loss, but val_fraction is 0")
         if self.early_stopping and self.val_fraction == 0:

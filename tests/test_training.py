@@ -201,7 +201,7 @@ def test_plateau_is_torchs_own(splits: Splits, tmp_path: Path) -> None:
 
 
 def test_progressive_sizes_rise_in_steps_of_four_to_the_last() -> None:
-    sizes = training.image_sizes(tiny(progressive=[32, 48], epochs=9))
+    sizes = training.image_sizes(tiny(progressive=32, epochs=9))
     assert (sizes[0], sizes[-1], len(sizes)) == (32, 48, 9)
     assert sizes == sorted(sizes)
     assert {size % 4 for size in sizes} == {0}
