@@ -86,7 +86,7 @@ def build(recipe: Recipe, *, pretrained: bool = True) -> nn.Module:
     if recipe.backbone != "custom_cnn":
         _replace_stem(model, recipe, mean=imagenet)
         _replace_head(model, recipe)
-    for size in dict.fromkeys((recipe.image_size, recipe.progressive or recipe.image_size)):
+    for size in dict.fromkeys((recipe.image_size, min(recipe.progressive or recipe.image_size, recipe.image_size))):
         _check_size(model, recipe, size)
     layers = layer_names(model)
     _check_layers("train_layers", recipe.train_layers, layers)

@@ -149,7 +149,7 @@ class Recipe(_Strict):
     cutmix: float = Field(0.0, ge=0)
     """Alpha of CutMix (Yun et al. 2019, arXiv:1905.04899); 0 is off."""
     progressive: int | None = Field(None, ge=24)
-    """Input size of the first epoch, rising in steps of 4 pixels to ``image_size``; null is that size throughout."""
+    """Input size of the first epoch, rising in steps of 4 pixels to ``image_size``; null or more is that size throughout."""
 
     # The data
     val_fraction: float | None = Field(None, ge=0, lt=1)
@@ -199,8 +199,6 @@ class Recipe(_Strict):
     @model_validator(mode="after")
     def _combination(self) -> Recipe:
         problems = []
-        if self.progressive and self.progressive > self.image_size:
-            problems.append(f"progressive starts at {self.progressive}, above image_size {self.image_size}")
         if self.schedule == "plateau" and self.val_fraction == 0:
             problems.append("schedule plateau watches the validation loss, but val_fraction is 0")
         if self.early_stopping and self.val_fraction == 0:

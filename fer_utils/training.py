@@ -111,7 +111,7 @@ def image_sizes(recipe: Recipe) -> list[int]:
     """Return the input size of each epoch: ``image_size``, or rising to it in steps of 4 where ``progressive``."""
     if recipe.progressive is None:
         return [recipe.image_size] * recipe.epochs
-    low, high = recipe.progressive, recipe.image_size
+    low, high = min(recipe.progressive, recipe.image_size), recipe.image_size
     share = np.linspace(0, 1, recipe.epochs) if recipe.epochs > 1 else np.ones(recipe.epochs)
     return [min(high, low + 4 * round((high - low) * float(part) / 4)) for part in share]
 
