@@ -45,7 +45,7 @@ class Faces:
     images: Images
     targets: Targets
     names: Names
-    digests: npt.NDArray[np.bytes_] = field(default=None)  # type: ignore[assignment]
+    digests: npt.NDArray[np.bytes_] = field(default=None)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         n = len(self.images)

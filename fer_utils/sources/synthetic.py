@@ -1,16 +1,16 @@
 """Drawn 48×48 faces: something to run the whole suite on where no data is at hand. They measure nothing.
 
-Every face is a few dozen soft-edged shapes (head, hair, eyes, brows, nose, mouth) in numpy, whose positions and curvatures
-follow the emotion: raised brows and round eyes for surprise, slanted brows for anger, and so on, in the spirit of the
-action units of Ekman and Friesen's Facial Action Coding System (1978). Expressions differ in strength, mix with others
-and carry a share of wrong labels, so that no classifier can be perfect. Pose, light, blur, noise, glasses, beards and
-occlusions vary. Like FER2013 the set is imbalanced and carries copies, here in known numbers: see `planted`.
+Every face is a few dozen soft-edged shapes (head, hair, eyes, brows, nose, mouth) in numpy, whose positions and
+curvatures follow the emotion: raised brows and round eyes for surprise, slanted brows for anger, and so on, in the
+spirit of the action units of Ekman and Friesen's Facial Action Coding System (1978). Expressions differ in strength, mix
+with others and carry a share of wrong labels, so that no classifier can be perfect. Pose, light, blur, noise, glasses,
+beards and occlusions vary. Like FER2013 the set is imbalanced and carries copies, here in known numbers: see `planted`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from fer_utils.emotions import EMOTIONS, NUM_EMOTIONS
 from fer_utils.faces import SIZE, Faces, Images, Splits
 
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.floating[Any]]
 
 TRAIN_COUNTS: Final = (3995, 436, 4097, 7215, 4965, 4830, 3171)
 """Faces per emotion, canonical order, in FER2013's Training part: the imbalance that is imitated."""
@@ -171,8 +171,8 @@ def generate(n: int = 6000, seed: int = 0) -> Splits:
     train, val, test = np.split(images, np.cumsum(fresh)[:2])
 
     disgust = EMOTIONS.index("disgust")
-    # Each original is copied once at most, so the counts can be told apart. Disgust stays out: it has too few faces for its
-    # count to stand a few copies.
+    # Each original is copied once at most, so the counts can be told apart. Disgust stays out: it has so few faces that a
+    # few copies would change its share.
     originals = iter(rng.permutation(np.flatnonzero(targets[0] != disgust)))
 
     def take(count: int) -> tuple[Images, npt.NDArray[np.int64]]:
@@ -258,14 +258,15 @@ def _shown(targets: npt.NDArray[np.int64], rng: np.random.Generator) -> Floats:
     other = _MEANS[_confuse(shown, rng)]
     weight = np.where(mixed, rng.uniform(0.1, 0.45, (n, 1)), 0).astype(np.float32)
     traits = (1 - weight) * traits + weight * other
-    return traits + _SPREAD * rng.standard_normal(traits.shape, dtype=np.float32)
+    shaken: Floats = traits + _SPREAD * rng.standard_normal(traits.shape, dtype=np.float32)
+    return shaken
 
 
 def _draw(traits: Floats, rng: np.random.Generator) -> Images:
     """Draw a face per row of ``traits``, uint8 (N, 48, 48)."""
     looks = _looks(traits, rng)
     images = np.empty((len(traits), SIZE, SIZE), np.uint8)
-    # A few faces at a time: their intermediate arrays then stay in the processor's cache, twice as fast as 128 at a time.
+    # A few faces at a time: their intermediate arrays then stay in the processor's cache, which halves the time.
     for start in range(0, len(traits), 16):
         block = {name: values[start : start + 16] for name, values in looks.items()}
         images[start : start + 16] = _render(block, rng)
