@@ -2,9 +2,10 @@
 
 Every face is a few dozen soft-edged shapes (head, hair, eyes, brows, nose, mouth) in numpy, whose positions and
 curvatures follow the emotion: raised brows and round eyes for surprise, slanted brows for anger, and so on, in the
-spirit of the action units of Ekman and Friesen's Facial Action Coding System (1978). Expressions differ in strength, mix
-with others and carry a share of wrong labels, so that no classifier can be perfect. Pose, light, blur, noise, glasses,
-beards and occlusions vary. Like FER2013 the set is imbalanced and carries copies, here in known numbers: see `planted`.
+spirit of the action units of Ekman and Friesen's Facial Action Coding System (1978). Expressions differ in strength,
+mix with others and carry a share of wrong labels, so that no classifier can be perfect. Pose, light, blur, noise,
+glasses, beards and occlusions vary. Like FER2013 the set is imbalanced and carries copies, here in known numbers: see
+`planted`.
 """
 
 from __future__ import annotations
@@ -171,8 +172,8 @@ def generate(n: int = 6000, seed: int = 0) -> Splits:
     train, val, test = np.split(images, np.cumsum(fresh)[:2])
 
     disgust = EMOTIONS.index("disgust")
-    # Each original is copied once at most, so the counts can be told apart. Disgust stays out: it has so few faces that a
-    # few copies would change its share.
+    # Each original is copied once at most, so the counts can be told apart. Disgust stays out: it has so few faces that
+    # a few copies would change its share.
     originals = iter(rng.permutation(np.flatnonzero(targets[0] != disgust)))
 
     def take(count: int) -> tuple[Images, npt.NDArray[np.int64]]:
