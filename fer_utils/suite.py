@@ -30,7 +30,7 @@ from nbconvert.preprocessors import TagRemovePreprocessor
 from papermill.exceptions import PapermillExecutionError
 
 from fer_utils import recipe as recipes
-from fer_utils import report, runs
+from fer_utils import runs
 from fer_utils.files import ROOT, write_text
 from fer_utils.recipe import Recipe, RecipeError
 from fer_utils.runs import Run, RunError
@@ -56,7 +56,7 @@ class SuiteError(RuntimeError):
     """The suite cannot go on; the message says where it stopped, why, and what there is to look at."""
 
 
-def run_suite(
+def run_notebooks(
     data: str = "synthetic",
     *,
     epochs: int | None = 3,
@@ -109,10 +109,6 @@ def run_suite(
         _execute(folder / target.name, target, accepted, tell)
         write_text(target.with_suffix(".html"), render(target))
         tell.line(f"[{number}/{len(names)}] {name} done: {target.with_suffix('.html')}")
-    page = report.write(run)
-    for line in headline(run):
-        tell.line(line)
-    tell.line(f"report: {page}")
     return run
 
 
@@ -260,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"--set takes NAME=VALUE, not {item!r}")
         parameters[name.strip()] = value.strip()
     try:
-        run_suite(
+        run = run_notebooks(
             options.data,
             epochs=None if options.epochs == "recipe" else recipes.coerce("epochs", options.epochs),
             recipe=options.recipe,
@@ -268,6 +264,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parameters=parameters,
             log=functools.partial(print, flush=True),
         )
+        from fer_utils import report
+
+        page = report.write(run)
+        print("", *headline(run), f"report: {page}", sep="\n")
     except (RecipeError, RunError) as error:
         print(error, file=sys.stderr)
         return 2
