@@ -1,0 +1,526 @@
+"""A run and faces to a table of predictions and everything that can be said of it.
+
+``evaluate`` lets the network of a run's best epoch see every validation and test face once and writes two files:
+
+``predictions.parquet``
+    A row per face: name, digest (of the pixels), split (``val`` or ``test``), target (-1 where unlabelled), clean,
+    clean_near, and a probability per emotion and view: ``p_angry`` ... for the face as it is, ``p_flip_angry`` ... and
+    ``p_ten_crop_angry`` ... with test-time augmentation. Anything else can be recomputed from it.
+``metrics.json``
+    Scores with their intervals (``fer_utils.metrics``) under ``scores``, by set of faces and by view. The sets are the
+    whole ``val`` and ``test``, their ``_clean`` faces without an exact copy among those that the training saw or chose
+    by, and ``_clean_near`` without a near copy either.
+
+Whatever is chosen, is chosen on validation faces: the epoch, and the temperature that scales the probabilities of test
+faces. Test scores are reported and choose nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fer_utils import metrics
+from fer_utils.audit import audit
+from fer_utils.checkpoint import load_model
+from fer_utils.devices import choose_device, choose_precision
+from fer_utils.emotions import EMOTIONS, UNLABELLED
+from fer_utils.faces import Images, Part, Splits
+from fer_utils.files import replacing
+from fer_utils.metrics import Comparison, Interval, Measured
+from fer_utils.prediction import TTA, predict
+from fer_utils.runs import SCHEMA_VERSION, Run, describe_data
+
+SETS: Final = ("test", "test_clean", "test_clean_near", "val", "val_clean", "val_clean_near")
+SET_TITLES: Final = {
+    "test": "test, all",
+    "test_clean": "test, clean",
+    "test_clean_near": "test, no near copies",
+    "val": "validation, all",
+    "val_clean": "validation, clean",
+    "val_clean_near": "validation, no near copies",
+}
+VIEW_TITLES: Final[dict[TTA, str]] = {"none": "single view", "flip": "with its mirror image", "ten_crop": "ten crops"}
+
+_PARTS: Final[tuple[Part, ...]] = ("val", "test")
+_ABOUT: Final = ("name", "digest", "split", "target", "clean", "clean_near")
+
+
+class EvaluationError(RuntimeError):
+    """A run cannot be evaluated, or what is stored of its evaluation does not fit; the message says why."""
+
+
+def columns(view: TTA = "none") -> list[str]:
+    """Return the names of a view's seven columns of probabilities in ``predictions.parquet``."""
+    return [f"p_{'' if view == 'none' else view + '_'}{emotion}" for emotion in EMOTIONS]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What ``evaluate`` found.
+
+    Attributes:
+        predictions: the table of ``predictions.parquet``, in the order of the splits, validation first.
+        metrics: what ``metrics.json`` holds.
+    """
+
+    predictions: pd.DataFrame
+    metrics: dict[str, Any]
+
+    @property
+    def part(self) -> Part:
+        """The part that scores are reported on: ``test``, or ``val`` where the test faces are unlabelled."""
+        part: Part = self.metrics["part"]
+        return part
+
+    @property
+    def headline_set(self) -> str | None:
+        """The set of the one score to quote: the reported part's clean faces; None where nothing has a label."""
+        name: str | None = self.metrics["headline"]["set"]
+        return name
+
+    @property
+    def views(self) -> list[TTA]:
+        """The views that were predicted, the single one first."""
+        return list(self.metrics["views"])
+
+    @property
+    def note(self) -> str:
+        """What a figure's title ends with: a warning on synthetic faces, nothing on real ones."""
+        return " (synthetic faces)" if self.metrics["data"]["synthetic"] else ""
+
+    def rows(self, name: str) -> pd.DataFrame:
+        """Return the rows of a set, one of ``SETS``."""
+        return _rows(self.predictions, name)
+
+    def targets(self, name: str) -> npt.NDArray[np.int64]:
+        """Return the targets of a set, int64 (N,)."""
+        targets: npt.NDArray[np.int64] = self.rows(name)["target"].to_numpy(dtype=np.int64)
+        return targets
+
+    def probabilities(self, name: str, view: TTA = "none", *, scaled: bool = False) -> npt.NDArray[np.float64]:
+        """Return the probabilities of a set, float64 (N, 7).
+
+        Args:
+            name: one of ``SETS``.
+            view: which view.
+            scaled: apply the temperature that was fitted on validation faces.
+
+        Raises:
+            EvaluationError: the view was not predicted, or there is no temperature.
+        """
+        if view not in self.views:
+            raise EvaluationError(f"view {view!r} was not predicted, only {', '.join(self.views)}: evaluate with it")
+        probabilities: npt.NDArray[np.float64] = self.rows(name)[columns(view)].to_numpy(dtype=np.float64)
+        if not scaled:
+            return probabilities
+        temperature = self.metrics["temperature"].get(view)
+        if temperature is None:
+            raise EvaluationError(f"there is no temperature: {self.metrics['temperature_note']}")
+        return metrics.scale(probabilities, temperature)
+
+    def measured(self, name: str, view: TTA = "none") -> Measured:
+        """Return the stored scores of a set, with their intervals."""
+        held = self.metrics["scores"][name][view]
+        return Measured(
+            held["faces"],
+            {score: _interval(held[score]) for score in metrics.SCORES},
+            {
+                emotion: {rate: _interval(held["per_class"][emotion][rate]) for rate in metrics.RATES}
+                for emotion in EMOTIONS
+            },
+            {emotion: held["per_class"][emotion]["support"] for emotion in EMOTIONS},
+            held["ece_if_calibrated"],
+        )
+
+    def accuracies(self) -> dict[str, dict[str, Interval]]:
+        """Return accuracy with its interval by titles of set and view, for ``plots.evaluation.accuracies``."""
+        return {
+            SET_TITLES[name]: {VIEW_TITLES[view]: _interval(held["accuracy"]) for view, held in views.items()}
+            for name, views in self.metrics["scores"].items()
+        }
+
+
+# -- evaluating -------------------------------------------------------------------------------------------------------
+
+
+def evaluate(
+    run: Run,
+    splits: Splits,
+    *,
+    part: Part | None = None,
+    tta: Sequence[TTA] = ("none",),
+    device: str = "auto",
+    precision: str | None = None,
+    draws: int = metrics.DRAWS,
+    seed: int = 0,
+    batch_size: int = 256,
+    other_data: bool = False,
+) -> Evaluation:
+    """Predict all validation and test faces with the network of the run's best epoch, score them, and store both.
+
+    Args:
+        run: with a ``best.ckpt``.
+        splits: the faces, cut as they were for the training.
+        part: ``test`` or ``val``, what scores are reported on; None is ``test``, or ``val`` where test is unlabelled.
+        tta: views besides the single one, which is always there.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        precision: arithmetic of the network; None is the recipe's.
+        draws: resampled data sets of the intervals.
+        seed: seed of the resampling.
+        batch_size: faces at once.
+        other_data: evaluate on faces that the run was not trained on. What is clean then refers to the training part
+            of ``splits``; copies of what the run saw are not known.
+
+    Raises:
+        RunError: the run lacks a file or another version of the suite wrote it.
+        CheckpointError: the checkpoint is missing, damaged, or of another schema or label order.
+        EvaluationError: the faces are not those of the training, there are none, or a prediction is not finite.
+    """
+    views: list[TTA] = ["none", *(view for view in dict.fromkeys(tta) if view != "none")]
+    for view in views:
+        if view not in get_args(TTA):
+            raise EvaluationError(f"view {view!r} is unknown; use {', '.join(get_args(TTA))}")
+    if part is not None and part not in _PARTS:
+        raise EvaluationError(f"part {part!r}: scores are reported on test or val; training faces are known by heart")
+    same_data = _check_data(run, splits, other_data)
+    parts = {name: splits[name] for name in _PARTS if len(splits[name])}
+    if not parts or (part is not None and part not in parts):
+        raise EvaluationError(
+            f"there are no {part or 'validation or test'} faces in {splits.location or splits.source}"
+        )
+
+    where = choose_device(device)
+    loaded = load_model(run, device=where)
+    arithmetic = choose_precision(precision or loaded.recipe.precision, where)
+    found = audit(splits)
+    tables = []
+    for name, faces in parts.items():
+        table = pd.DataFrame(
+            {
+                "name": faces.names.astype(str),
+                "digest": faces.digests.astype(str),
+                "split": name,
+                "target": faces.targets,
+                "clean": found.clean[name],
+                "clean_near": found.clean_near[name],
+            }
+        )
+        for view in views:
+            probabilities = predict(
+                loaded.model,
+                loaded.preprocessing,
+                faces.images,
+                device=where,
+                precision=arithmetic,
+                batch_size=batch_size,
+                tta=view,
+            )
+            if not np.isfinite(probabilities).all():
+                raise EvaluationError(f"{run.path}: predictions are not finite in {arithmetic}; use precision float32")
+            table[columns(view)] = probabilities
+        tables.append(table)
+    predictions = pd.concat(tables, ignore_index=True)
+    _check_faces(predictions, splits)
+    values = {
+        "run": run.path.name,
+        "recipe": loaded.recipe.name,
+        "checkpoint": {"file": "best.ckpt", "epoch": loaded.epoch},
+        "device": str(where),
+        "precision": arithmetic,
+        "data": {**describe_data(splits), "of_the_training": same_data},
+        **measure(predictions, part, draws=draws, seed=seed),
+    }
+    _write_predictions(run, predictions, splits.fingerprint())
+    run.write_json("metrics.json", values)
+    return Evaluation(predictions, run.read_json("metrics.json"))
+
+
+def measure(
+    predictions: pd.DataFrame, part: Part | None = None, *, draws: int = metrics.DRAWS, seed: int = 0
+) -> dict[str, Any]:
+    """Return everything in ``metrics.json`` that follows from the table of predictions alone; see ``evaluate``."""
+    views = [view for view in get_args(TTA) if set(columns(view)) <= set(predictions)]
+    labelled = [name for name in _PARTS if _labelled(_rows(predictions, name))]
+    temperature, temperature_note = {}, "fitted on validation faces by their negative log-likelihood"
+    if "val" in labelled:
+        val = _rows(predictions, "val")
+        for view in views:
+            temperature[view] = metrics.fit_temperature(val[columns(view)].to_numpy(), val["target"].to_numpy())
+    else:
+        temperature_note = "none was fitted, since there are no labelled validation faces"
+    scores: dict[str, dict[str, Any]] = {}
+    for name in SETS:
+        rows = _rows(predictions, name)
+        if name.split("_")[0] in labelled and len(rows):
+            targets = rows["target"].to_numpy(dtype=np.int64)
+            scores[name] = {
+                view: _scored(rows[columns(view)].to_numpy(), targets, temperature.get(view), draws, seed)
+                for view in views
+            }
+    reported: Part = part or ("val" if "test" not in labelled and "val" in labelled else "test")
+    note = {
+        "test": "" if reported in labelled else "the test faces have no labels: there are predictions but no scores",
+        "val": "scores are of validation faces, on which the epoch was chosen: they are a little too good",
+    }[reported]
+    if part is None and reported == "val":
+        note = "the test faces have no labels, so " + note
+    quoted = next((name for name in (f"{reported}_clean", reported) if name in scores), None)
+    return {
+        "emotions": list(EMOTIONS),
+        "part": reported,
+        "note": note,
+        "views": views,
+        "faces": {name: len(_rows(predictions, name)) for name in SETS},
+        "bootstrap": {"draws": draws, "seed": seed, "level": metrics.LEVEL},
+        "temperature": temperature,
+        "temperature_note": temperature_note,
+        "headline": {
+            "set": quoted,
+            "view": "none",
+            "accuracy": scores[quoted]["none"]["accuracy"] if quoted else None,
+        },
+        "scores": scores,
+    }
+
+
+def _check_data(run: Run, splits: Splits, other_data: bool) -> bool:
+    known = run.read_json("env.json")["data"]
+    same = bool(known["fingerprint"] == splits.fingerprint())
+    if not same and not other_data:
+        raise EvaluationError(
+            f"{run.path} was trained on other faces or another cut of them ({known['source']} {known['location']}, "
+            f"fingerprint {known['fingerprint']}; these are {splits.source} {splits.location}, "
+            f"{splits.fingerprint()}): some of these may have been trained on. Load the data with the recipe's "
+            "val_fraction and split_seed, or evaluate with other_data=True if you mean it"
+        )
+    return same
+
+
+def _scored(
+    probabilities: npt.NDArray[np.float64],
+    targets: npt.NDArray[np.int64],
+    temperature: float | None,
+    draws: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Return the scores of one set in one view as plain values for JSON."""
+    held = metrics.bootstrap(probabilities, targets, draws=draws, seed=seed)
+    values: dict[str, Any] = {"faces": held.faces}
+    values |= {name: _plain(interval) for name, interval in held.scores.items()}
+    values["ece_if_calibrated"] = held.ece_if_calibrated
+    values["scaled"] = None
+    if temperature is not None:
+        scaled = metrics.bootstrap(metrics.scale(probabilities, temperature), targets, draws=draws, seed=seed)
+        # Accuracy and what else follows from the most probable emotion stays as it is.
+        values["scaled"] = {name: _plain(scaled.scores[name]) for name in ("nll", "brier", "ece")}
+        values["scaled"]["ece_if_calibrated"] = scaled.ece_if_calibrated
+    values["per_class"] = {
+        emotion: {**{rate: _plain(held.per_class[emotion][rate]) for rate in metrics.RATES}, "support": support}
+        for emotion, support in held.support.items()
+    }
+    values["confusion"] = metrics.confusion_matrix(probabilities, targets).tolist()
+    return values
+
+
+# -- reading back -----------------------------------------------------------------------------------------------------
+
+
+def load_evaluation(run: Run, splits: Splits | None = None) -> Evaluation:
+    """Read what ``evaluate`` stored in a run, and check that it is whole.
+
+    Args:
+        run: an evaluated run.
+        splits: if given, the predictions must be of exactly these validation and test faces.
+
+    Raises:
+        RunError: the run has no evaluation or another version of the suite wrote it.
+        EvaluationError: the predictions are unreadable, lack faces or hold others, or have another label order.
+    """
+    values = run.read_json("metrics.json")
+    if values.get("emotions") != list(EMOTIONS):
+        raise EvaluationError(
+            f"{run.file('metrics.json')}: label order {values.get('emotions')} is not this version's {list(EMOTIONS)}"
+        )
+    predictions = _read_predictions(run)
+    faces = {name: len(_rows(predictions, name)) for name in SETS}
+    if faces != values["faces"]:
+        raise EvaluationError(
+            f"{run.file('predictions.parquet')} holds {_counts(faces)} faces, but metrics.json is of "
+            f"{_counts(values['faces'])}: evaluate the run again"
+        )
+    if splits is not None:
+        _check_faces(predictions, splits)
+    return Evaluation(predictions, values)
+
+
+def _write_predictions(run: Run, predictions: pd.DataFrame, fingerprint: str) -> None:
+    table = pa.Table.from_pandas(predictions, preserve_index=False)
+    about = {"schema_version": str(SCHEMA_VERSION), "emotions": ",".join(EMOTIONS), "fingerprint": fingerprint}
+    with replacing(run.file("predictions.parquet")) as aside:
+        pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **about}), aside)
+
+
+def _read_predictions(run: Run) -> pd.DataFrame:
+    path = run.file("predictions.parquet")
+    if not path.is_file():
+        raise EvaluationError(f"{run.path} has no predictions.parquet: evaluate it with 04_evaluate.ipynb")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise EvaluationError(f"{path} cannot be read as parquet: {error}") from error
+    about = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    if about.get("schema_version") != str(SCHEMA_VERSION):
+        raise EvaluationError(
+            f"{path} has schema version {about.get('schema_version')}, this suite reads {SCHEMA_VERSION}: evaluate the "
+            "run again"
+        )
+    if about.get("emotions") != ",".join(EMOTIONS):
+        raise EvaluationError(f"{path}: label order {about.get('emotions')} is not this version's {','.join(EMOTIONS)}")
+    missing = [name for name in (*_ABOUT, *columns()) if name not in table.column_names]
+    if missing:
+        raise EvaluationError(f"{path} lacks the columns {', '.join(missing)}: evaluate the run again")
+    predictions: pd.DataFrame = table.to_pandas()
+    return predictions
+
+
+def _check_faces(predictions: pd.DataFrame, splits: Splits) -> None:
+    """Hold the predictions against the faces: each exactly once, in order, with its target."""
+    for name in _PARTS:
+        rows, faces = _rows(predictions, name), splits[name]
+        expected = faces.digests.astype(str)
+        held = rows["digest"].to_numpy(dtype=str)
+        if len(held) != len(expected) or (held != expected).any():
+            lacking = len(faces) - len(np.intersect1d(held, expected))
+            raise EvaluationError(
+                f"predictions are of other {name} faces: {len(held):,} rows for {len(faces):,} faces, "
+                f"{max(lacking, 0):,} of them without a prediction of their own. Evaluate the run on this data"
+            )
+        if (rows["target"].to_numpy(dtype=np.int64) != faces.targets).any() and faces.labelled:
+            raise EvaluationError(f"predictions hold other targets for the {name} faces: evaluate the run on this data")
+
+
+# -- two runs, and what a face resembles ------------------------------------------------------------------------------
+
+
+def compare(a: Evaluation, b: Evaluation, name: str, view: TTA = "none", *, seed: int = 0) -> Comparison:
+    """Compare two evaluations on one set of faces; see ``metrics.compare``.
+
+    Raises:
+        EvaluationError: they are not of the same faces, or these have no labels.
+    """
+    rows_a, rows_b = a.rows(name), b.rows(name)
+    same = len(rows_a) == len(rows_b) and all(
+        (rows_a[key].to_numpy() == rows_b[key].to_numpy()).all() for key in ("digest", "target")
+    )
+    if not same:
+        raise EvaluationError(
+            f"the runs were evaluated on different faces ({SET_TITLES[name]}: {len(rows_a):,} and {len(rows_b):,}): a "
+            "paired comparison needs the same; evaluate both on the same data and cut"
+        )
+    if not _labelled(rows_a):
+        raise EvaluationError(f"there are no labelled faces in the set {SET_TITLES[name]!r}: nothing can be compared")
+    return metrics.compare(a.probabilities(name, view), b.probabilities(name, view), a.targets(name), seed=seed)
+
+
+def nearest_faces(queries: Images, gallery: Images) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Return for each query the index of the face in ``gallery`` most alike, int64 (Q,), and how much, float64 (Q,).
+
+    Alike is the correlation of the pixels, -1 to 1, which light and contrast do not change; of the face as it is and
+    its mirror image the better counts. A constant face correlates with nothing: 0.
+
+    Args:
+        queries: uint8 (Q, 48, 48).
+        gallery: uint8 (N, 48, 48), at least one.
+    """
+    if not len(gallery):
+        raise EvaluationError("there are no faces to compare with")
+    wanted = np.concatenate([_standardised(queries), _standardised(queries[:, :, ::-1])])
+    best = np.full(len(wanted), -math.inf, np.float32)
+    where = np.zeros(len(wanted), np.int64)
+    # 4,096 faces at a time are 38 MB as float32; all of FER2013's would be 260 MB.
+    for start in range(0, len(gallery), 4096):
+        alike = wanted @ _standardised(gallery[start : start + 4096]).T
+        index = alike.argmax(axis=1)
+        value = alike[np.arange(len(wanted)), index]
+        better = value > best
+        where[better], best[better] = start + index[better], value[better]
+    mirrored = best[len(queries) :] > best[: len(queries)]
+    chosen = np.arange(len(queries)) + len(queries) * mirrored
+    return where[chosen], best[chosen].astype(np.float64)
+
+
+def _standardised(images: Images) -> npt.NDArray[np.float32]:
+    flat: npt.NDArray[np.float32] = images.reshape(len(images), -1).astype(np.float32)
+    flat -= flat.mean(axis=1, keepdims=True)
+    length = np.sqrt((flat * flat).sum(axis=1, keepdims=True))
+    flat /= np.where(length > 1e-3, length, np.inf)
+    return flat
+
+
+# -- in words ---------------------------------------------------------------------------------------------------------
+
+
+def headline(values: Mapping[str, Any]) -> list[str]:
+    """Return what is to be known first of a ``metrics.json``, a line each: accuracy, clean and whole, calibration."""
+    name, part = values["headline"]["set"], values["part"]
+    if name is None:
+        return [values["note"]]
+    lines = list(_headline_lines(values, name, part))
+    if values["data"]["synthetic"]:
+        lines.append("synthetic faces: no number says anything about real ones")
+    return lines + ([values["note"]] if values["note"] else [])
+
+
+def _headline_lines(values: Mapping[str, Any], name: str, part: str) -> Iterator[str]:
+    held = values["scores"][name]["none"]
+    accuracy = held["accuracy"]
+    title = SET_TITLES[name]
+    yield (
+        f"accuracy {accuracy['value']:.2%} (95% interval {accuracy['low']:.2%} to {accuracy['high']:.2%}) on "
+        f"{held['faces']:,} faces ({title})"
+    )
+    if name != part:
+        whole = values["scores"][part]["none"]
+        yield f"accuracy {whole['accuracy']['value']:.2%} on {whole['faces']:,} faces ({SET_TITLES[part]})"
+    balanced, macro_f1 = held["balanced_accuracy"]["value"], held["macro_f1"]["value"]
+    yield f"balanced accuracy {balanced:.2%}, macro-F1 {macro_f1:.3f} ({title})"
+    calibration = f"calibration error {held['ece']['value']:.3f}"
+    if held["scaled"] is not None:
+        calibration += f", {held['scaled']['ece']['value']:.3f} at temperature {values['temperature']['none']:.2f}"
+    yield f"{calibration} ({title}; chance alone shows {held['ece_if_calibrated']:.3f})"
+
+
+# -- small parts ------------------------------------------------------------------------------------------------------
+
+
+def _rows(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
+    if name not in SETS:
+        raise KeyError(f"set {name!r} is none of {', '.join(SETS)}")
+    part, _, flag = name.partition("_")
+    chosen = predictions["split"] == part
+    return predictions[chosen & predictions[flag]] if flag else predictions[chosen]
+
+
+def _labelled(rows: pd.DataFrame) -> bool:
+    return len(rows) > 0 and bool((rows["target"] != UNLABELLED).all())
+
+
+def _counts(faces: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in faces.items())
+
+
+def _plain(interval: Interval) -> dict[str, float | None]:
+    return {key: None if math.isnan(value) else float(value) for key, value in interval._asdict().items()}
+
+
+def _interval(held: Mapping[str, float | None]) -> Interval:
+    return Interval(*(math.nan if held[key] is None else float(held[key] or 0.0) for key in ("value", "low", "high")))
