@@ -1,0 +1,91 @@
+"""What an epoch of `fast` costs against each earlier recipe as published: images/s of the training step, in turn.
+
+The earlier recipes run in float32 at their own input size and batch, as their texts say; `fast` in its own settings.
+ImageNet weights change no timing, so the networks start from random weights.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import bars
+import torch
+
+from fer_utils import models, recipe, sources, training
+from fer_utils.augment import augment, draw
+from fer_utils.devices import choose_precision
+from fer_utils.preprocessing import Preprocessing
+
+CPU = torch.device("cpu")
+EARLIER = ("dense_head", "partial_finetune", "linear_head", "custom_cnn", "one_cycle")
+BARS = {"dense_head": 15.0, "linear_head": 15.0, "partial_finetune": 9.0}
+"""Times the images/s that fast must reach: of those that train all layers at 224 px, and of the one that does not."""
+
+
+def main() -> int:
+    """Measure, print, judge."""
+    parser = bars.parser(__doc__)
+    parser.add_argument("--repeats", type=int, default=5, help="steps of each recipe that medians are taken of")
+    parser.add_argument("--batch", type=int, default=32, help="largest batch of the recipes at 224 px")
+    arguments = parser.parse_args()
+    print(bars.machine())
+    train = sources.load(arguments.data).train
+    steps = {}
+    batches = {}
+    cost = {}
+    for name in ("fast", *EARLIER):
+        settings = recipe.load(name, {"weights": "none"})
+        precision = choose_precision(settings.precision, CPU)
+        batch = settings.batch_size if settings.image_size < 100 else min(settings.batch_size, arguments.batch)
+        state = training.make_state(settings, CPU, precision)
+        models.set_training_mode(state.model, settings)
+        preprocessing = Preprocessing.of(settings, train)
+        images = torch.from_numpy(train.images[:batch].copy())
+        targets = torch.from_numpy(train.targets[:batch].copy())
+        weights = torch.ones(7)
+        draws = draw(settings.augment, batch, seed=0, epoch=0)
+
+        # Bound as defaults: each recipe's step keeps its own network and faces.
+        def step(
+            settings: recipe.Recipe = settings,
+            state: training.State = state,
+            preprocessing: Preprocessing = preprocessing,
+            images: torch.Tensor = images,
+            targets: torch.Tensor = targets,
+            weights: torch.Tensor = weights,
+            draws: object = draws,
+            precision: object = precision,
+        ) -> None:
+            inputs = preprocessing.normalize(augment(images, draws, settings.image_size))  # type: ignore[arg-type]
+            made = training.Batch(inputs, targets, None, None, torch.tensor(float(len(targets))))
+            training.train_step(state, state.model, made, weights, 1.0, CPU, precision, training.Ranks())  # type: ignore[arg-type]
+
+        step()
+        steps[name], batches[name] = step, batch
+        cost[name] = models.multiply_adds(state.model, settings.channels, settings.image_size) / 1e9
+    seconds = bars.medians(steps, arguments.repeats)
+    rates = {name: batches[name] / value for name, value in seconds.items()}
+    print()
+    bars.table(
+        ["recipe", "input", "precision", "batch", "GMAC", "images/s", "fast is faster by"],
+        [
+            [
+                name,
+                recipe.load(name).image_size,
+                choose_precision(recipe.load(name).precision, CPU),
+                batches[name],
+                cost[name],
+                rates[name],
+                rates["fast"] / rates[name],
+            ]
+            for name in rates
+        ],
+    )
+    print("\nfast is timed at its full 48 px; its first epochs are smaller and faster.")
+    return bars.judge(
+        [bars.at_least(f"fast over {name}", rates["fast"] / rates[name], limit) for name, limit in BARS.items()]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
