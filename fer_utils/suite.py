@@ -31,6 +31,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from fer_utils import recipe as recipes
 from fer_utils import runs
+from fer_utils.evaluation import SET_TITLES, load_evaluation
 from fer_utils.files import ROOT, write_text
 from fer_utils.recipe import Recipe, RecipeError
 from fer_utils.runs import Run, RunError
@@ -132,8 +133,21 @@ def render(notebook: Path) -> str:
 
 
 def headline(run: Run) -> list[str]:
-    """Return the numbers of ``metrics.json`` that one looks for first, a line each."""
-    return [str(run.read_json("metrics.json"))]
+    """Return the numbers of an evaluated run that one looks for first, a line for each set of faces."""
+    found = load_evaluation(run)
+    lines = []
+    for name, title in SET_TITLES.items():
+        # A set without faces or without labels has no scores.
+        if name in found.metrics["scores"]:
+            scores, faces = found.measured(name).scores, found.metrics["faces"][name]
+            accuracy = scores["accuracy"]
+            lines.append(
+                f"{title:24} accuracy {accuracy.value:6.2%} [{accuracy.low:.2%} to {accuracy.high:.2%}], "
+                f"macro F1 {scores['macro_f1'].value:6.2%}, loss {scores['nll'].value:.3f}, {faces:,} faces"
+            )
+    banner = ["The faces are synthetic: these numbers measure nothing."] if found.metrics["data"]["synthetic"] else []
+    note = [found.metrics["note"]] if found.metrics["note"] else []
+    return [*banner, *note, *lines]
 
 
 class _Teller:

@@ -102,12 +102,14 @@ def test_the_cells_stand_in_the_usual_order(name: str) -> None:
 
 
 @each
-def test_cells_are_at_most_15_lines_beside_their_imports(name: str) -> None:
+def test_cells_are_at_most_15_lines(name: str) -> None:
     for cell in code(name):
-        if "parameters" not in cell.metadata.get("tags", []):
-            lines = cell.source.splitlines()
-            assert len([line for line in lines if not re.match(r"import |from |%|$", line)]) <= 15, cell.source
-            assert len(lines) <= 20, cell.source
+        tags = cell.metadata.get("tags", [])
+        lines = [line for line in cell.source.splitlines() if not re.match(r"import |from |%|$", line)]
+        if "parameters" not in tags:
+            # Cells without a visible input write the sentence that reads a figure, and are no code that one reads.
+            assert len(lines) <= (20 if "remove_input" in tags else 15), cell.source
+            assert len(cell.source.splitlines()) <= 20, cell.source
 
 
 @each
