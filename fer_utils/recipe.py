@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
+import importlib.util
 import json
 import re
 import sys
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, Union, get_args, get_origin
+from typing import Any, ClassVar, Final, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -31,6 +33,31 @@ Pair = tuple[float, float]
 
 class RecipeError(ValueError):
     """A recipe or a parameter is wrong; the message names it, its line where it has one, and what it may be."""
+
+
+class _Yaml:
+    """Which plain words of YAML are null, truth values and numbers, by the rules of YAML 1.2.
+
+    PyYAML's own, of YAML 1.1, read ``1e-3`` as text, ``on`` as true, ``010`` as 8 and ``1:30`` as 90.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+    for _tag, _pattern, _starts in (
+        ("null", r"^(?:null|Null|NULL|~|)$", ("", "n", "N", "~")),
+        ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", tuple("tTfF")),
+        ("int", r"^[-+]?(?:0|[1-9][0-9]*)$", tuple("-+0123456789")),
+        ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$", tuple("-+.0123456789")),
+    ):
+        for _start in _starts:
+            yaml_implicit_resolvers.setdefault(_start, []).append((f"tag:yaml.org,2002:{_tag}", re.compile(_pattern)))
+
+
+class _Loader(_Yaml, yaml.SafeLoader):  # type: ignore[misc]
+    pass
+
+
+class _Dumper(_Yaml, yaml.SafeDumper):  # type: ignore[misc]
+    pass
 
 
 class _Strict(BaseModel):
@@ -149,7 +176,7 @@ class Recipe(_Strict):
     cutmix: float = Field(0.0, ge=0)
     """Alpha of CutMix (Yun et al. 2019, arXiv:1905.04899); 0 is off."""
     progressive: int | None = Field(None, ge=24)
-    """Input size of the first epoch, rising in steps of 4 pixels to ``image_size``; null or more is that size throughout."""
+    """Input size of the first epoch, rising in steps of 4 to ``image_size``; null or more is that size throughout."""
 
     # The data
     val_fraction: float | None = Field(None, ge=0, lt=1)
@@ -192,34 +219,62 @@ class Recipe(_Strict):
     early_stopping: int | None = Field(None, ge=1)
     """Epochs without a better validation accuracy before the training ends."""
     precision: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
-    """Arithmetic of the network: ``auto`` is bfloat16 where the hardware has it, else float32; float64 is for checking."""
+    """Arithmetic of the network: ``auto`` is bfloat16 where the hardware has it, else float32; float64 is to check."""
     compile: bool = False
     """Compile the network with ``torch.compile``."""
 
     @model_validator(mode="after")
     def _combination(self) -> Recipe:
         problems = []
+        known = backbones()
+        if known and self.backbone not in known:
+            problems.append(_unknown(self.backbone, known, "backbone"))
         if self.schedule == "plateau" and self.val_fraction == 0:
             problems.append("schedule plateau watches the validation loss, but val_fraction is 0")
         if self.early_stopping and self.val_fraction == 0:
             problems.append("early_stopping watches the validation accuracy, but val_fraction is 0")
-        if not self.backbone.startswith("resnet") and (
-            self.stem != "imagenet" or not self.max_pool or self.width != 1.0 or self.zero_init_residual
-        ):
-            problems.append(f"stem, max_pool, width and zero_init_residual belong to a ResNet, not to {self.backbone}")
-        if self.weights == "imagenet" and (self.width != 1.0 or self.backbone == "custom_cnn"):
-            problems.append("weights imagenet fits torchvision's own networks at width 1 only")
+        stock = {"stem": "imagenet", "max_pool": True, "width": 1.0, "zero_init_residual": False}
+        changed = [name for name, value in stock.items() if getattr(self, name) != value]
+        if changed and not self.backbone.startswith("resnet"):
+            problems.append(f"{' and '.join(changed)}: only a ResNet has it, and backbone is {self.backbone}")
+        if self.weights == "imagenet":
+            if self.backbone == "custom_cnn":
+                problems.append("weights imagenet: there are none for custom_cnn")
+            if self.stem != "imagenet":
+                problems.append(f"weights imagenet has 7×7 kernels first, which cannot become stem {self.stem}")
+            if self.width != 1.0:
+                problems.append(f"weights imagenet fits width 1 only, not width {self.width}")
+            if self.zero_init_residual:
+                problems.append("zero_init_residual would be overwritten by weights imagenet")
         if any(factor < 0 for factor in self.layer_lr.values()):
             problems.append("layer_lr holds factors of at least 0")
         if any(size < 1 for size in self.head):
             problems.append("head holds layer sizes of at least 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            problems.append("betas holds two numbers of at least 0 and below 1")
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
     def dump(self) -> str:
         """Return the recipe as YAML, every field, in the order of this class."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+        values = self.model_dump(mode="json")
+        return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
+
+
+@functools.cache
+def backbones() -> tuple[str, ...]:
+    """Return ``custom_cnn`` and torchvision's classification models, read from its sources, since importing takes long.
+
+    Empty where torchvision is not installed as plain files; ``models.build`` then is the first to find a wrong name.
+    """
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return ()
+    found = []
+    for path in sorted((Path(spec.origin).parent / "models").glob("*.py")):
+        found += re.findall(r"^@register_model\(.*\)\n(?:@.*\n)*def (\w+)\(", path.read_text(encoding="utf-8"), re.M)
+    return ("custom_cnn", *sorted(found)) if found else ()
 
 
 def names() -> list[str]:
@@ -228,9 +283,10 @@ def names() -> list[str]:
 
 
 def load(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Read a recipe by name or by the path of a YAML file, with ``overrides`` of single fields.
+    """Read a recipe by name or by the path of a YAML file, with ``overrides`` of whole fields.
 
-    Overrides whose value is None are "as the recipe says" and ignored; text is turned into the field's type.
+    Overrides whose value is None are "as the recipe says" and ignored; text is turned into the field's type. A recipe
+    without ``name`` goes by its file's.
 
     Raises:
         RecipeError: no such recipe, a malformed file, an unknown key, a wrong type or an impossible combination. The
@@ -238,11 +294,12 @@ def load(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> Reci
     """
     path = _find(recipe)
     values, lines = _read(path, ())
-    values.setdefault("name", path.stem)
+    values.setdefault("name", re.sub(r"[^\w.-]+", "-", path.stem))
     for name, value in (overrides or {}).items():
         if value is None:
             continue
         values[name] = coerce(name, value)
+        lines = {where: line for where, line in lines.items() if where[0] != name}
         lines[(name,)] = f"parameter {name}"
     return _validate(values, lines, str(path))
 
@@ -257,21 +314,16 @@ def parse(text: str) -> Recipe:
     return _validate(values, lines, "recipe")
 
 
-def field_type(name: str) -> Any:
-    """Return the type of a field of Recipe.
+def coerce(name: str, value: Any) -> Any:
+    """Turn ``value`` into the type of the recipe's field ``name`` where it is text, else return it as it is.
 
     Raises:
-        RecipeError: there is no such field; the message proposes the nearest.
+        RecipeError: there is no such field, with the nearest proposed, or the text cannot be read as its type.
     """
     field = Recipe.model_fields.get(name)
     if field is None:
         raise RecipeError(_unknown(name, list(Recipe.model_fields)))
-    return field.annotation
-
-
-def coerce(name: str, value: Any) -> Any:
-    """Turn ``value`` into the type of the recipe's field ``name`` where it is text, else return it as it is."""
-    return coerce_to(field_type(name), name, value)
+    return coerce_to(field.annotation, name, value)
 
 
 def coerce_to(kind: Any, name: str, value: Any) -> Any:
@@ -285,7 +337,7 @@ def coerce_to(kind: Any, name: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = value.strip()
-    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    options = _options(kind)
     if type(None) in options and text.lower() in ("none", "null", ""):
         return None
     for option in options:
@@ -303,7 +355,7 @@ def coerce_to(kind: Any, name: str, value: Any) -> Any:
             continue
         if get_origin(option) in (tuple, dict) or (isinstance(option, type) and issubclass(option, BaseModel)):
             try:
-                return yaml.safe_load(text)
+                return yaml.load(text, _Loader)
             except yaml.YAMLError as error:
                 raise RecipeError(f"parameter {name}: {value!r} is not YAML: {error}") from error
     if str in options:
@@ -311,12 +363,15 @@ def coerce_to(kind: Any, name: str, value: Any) -> Any:
     raise RecipeError(f"parameter {name}: expected {describe_type(kind)}, got {value!r}")
 
 
+def _options(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
 def describe_type(kind: Any) -> str:
     """Return a type in a user's words, for instance ``a whole number`` or ``one of: adam, adamw, sgd``."""
-    options = [o for o in (get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,))]
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "None"}
     parts = []
-    for option in options:
+    for option in _options(kind):
         if get_origin(option) is Literal:
             parts.append("one of: " + ", ".join(map(str, get_args(option))))
         else:
@@ -336,8 +391,8 @@ def check_parameters(
     papermill only logs a name it does not know, so the names in its injected cell are held against those declared.
 
     Args:
-        cells: sources of the cells run so far (IPython's ``In``): the last that begins with ``# Parameters`` and was not
-            written by hand is papermill's, the one that begins with ``# parameters:`` declares the names.
+        cells: sources of the cells run so far (IPython's ``In``): the one that begins with ``# parameters:`` declares
+            the names, one that begins with ``# Parameters`` is papermill's.
         values: the notebook's global names (``globals()``).
         kinds: types of parameters that only this notebook has; the declared annotation does otherwise.
 
@@ -383,20 +438,19 @@ def check_parameters(
 
 
 def _check_scalar(name: str, kind: Any, value: Any) -> None:
-    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    for option in options:
+    def fits(option: Any) -> bool:
         if get_origin(option) is Literal:
-            if value in get_args(option):
-                return
-        elif option is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return
-        elif option is int and isinstance(value, int) and not isinstance(value, bool):
-            return
-        elif (option in (str, bool) and isinstance(value, option)) or get_origin(option) in (tuple, dict):
-            return
-        elif isinstance(option, type) and issubclass(option, BaseModel):
-            return
-    raise RecipeError(f"parameter {name}: expected {describe_type(kind)}, got {value!r}")
+            return value in get_args(option)
+        if option in (int, float):
+            # True is an int to Python, not to a reader.
+            return isinstance(value, int if option is int else int | float) and not isinstance(value, bool)
+        if option in (str, bool):
+            return isinstance(value, option)
+        # Lists and mappings are left to Recipe.
+        return option is not type(None)
+
+    if not any(fits(option) for option in _options(kind)):
+        raise RecipeError(f"parameter {name}: expected {describe_type(kind)}, got {value!r}")
 
 
 def _find(recipe: str | Path) -> Path:
@@ -413,56 +467,77 @@ def _find(recipe: str | Path) -> Path:
 
 def _unknown(name: str, known: Sequence[str], what: str = "field") -> str:
     near = difflib.get_close_matches(name, known, n=1)
-    guess = f"; did you mean {near[0]}?" if near else ""
-    return f"unknown {what} {name!r}{guess} Known: {', '.join(known)}" if guess else (
-        f"unknown {what} {name!r}; known: {', '.join(known)}"
-    )
+    guess = f", did you mean {near[0]}?" if near else ","
+    return f"unknown {what} {name!r}{guess} known: {', '.join(known)}"
 
 
 Lines = dict[tuple[str, ...], str]
 
 
 def _document(text: str, source: str) -> tuple[dict[str, Any], Lines]:
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{source}: not valid YAML: {error}") from error
-    if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
-        raise RecipeError(f"{source}: a recipe is a mapping of fields to values")
+    """Read YAML, and where each key stands in it."""
     lines: Lines = {}
+    collections = set()
 
     def visit(node: yaml.Node, path: tuple[str, ...]) -> None:
-        if isinstance(node, yaml.MappingNode):
-            seen = set()
-            for key, value in node.value:
-                where = (*path, str(key.value))
-                if where in seen:
-                    raise RecipeError(f"{source}, line {key.start_mark.line + 1}: {'.'.join(where)} is given twice")
-                seen.add(where)
-                lines[where] = f"{source}, line {key.start_mark.line + 1}"
-                visit(value, where)
+        if isinstance(node, yaml.ScalarNode):
+            return
+        line = f"{source}, line {node.start_mark.line + 1}"
+        if id(node) in collections:
+            # An alias: a few of them nested are a document of any size, or one without end.
+            raise RecipeError(f"{line}: YAML aliases (*name) are not read; write the value out")
+        collections.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            for item in node.value:
+                visit(item, path)
+            return
+        for key, value in node.value:
+            line = f"{source}, line {key.start_mark.line + 1}"
+            if not isinstance(key, yaml.ScalarNode):
+                raise RecipeError(f"{line}: a field's name is a word")
+            where = (*path, str(key.value))
+            if where in lines:
+                raise RecipeError(f"{line}: {'.'.join(where)} is given twice")
+            lines[where] = line
+            visit(value, where)
 
-    visit(node, ())
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        if not isinstance(node, yaml.MappingNode):
+            raise RecipeError(f"{source}: a recipe is a mapping of fields to values")
+        visit(node, ())
+        values = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{source}: not valid YAML: {error}") from error
     return values, lines
 
 
 def _read(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], Lines]:
+    """Read a file and what it extends; the lines are those of the file that says it."""
+    path = path.resolve()
     if path in chain:
-        raise RecipeError(f"{path}: extends goes round in a circle: {' -> '.join(p.stem for p in (*chain, path))}")
-    values, lines = _document(path.read_text(encoding="utf-8"), str(path))
+        circle = " -> ".join(p.stem for p in (*chain, path))
+        raise RecipeError(f"{path}: extends goes round in a circle: {circle}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read as text: {error}") from error
+    values, lines = _document(text, str(path))
     parent = values.pop("extends", None)
     if parent is None:
         return values, lines
+    line = lines[("extends",)]
     if not isinstance(parent, str):
-        raise RecipeError(f"{lines[('extends',)]}: extends names one recipe, not {parent!r}")
+        raise RecipeError(f"{line}: extends names one recipe, not {parent!r}")
     beside = path.parent / parent
     try:
         base = beside if beside.suffix in (".yaml", ".yml") and beside.is_file() else _find(parent)
     except RecipeError as error:
-        raise RecipeError(f"{lines[('extends',)]}: {error}") from error
+        raise RecipeError(f"{line}: {error}") from error
     inherited, inherited_lines = _read(base, (*chain, path))
-    inherited.pop("name", None)
+    # These say what the other recipe is, not what this one is.
+    for own in ("name", "description"):
+        inherited.pop(own, None)
     return _merge(inherited, values), {**inherited_lines, **lines}
 
 
@@ -478,33 +553,31 @@ def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 
 def _validate(values: dict[str, Any], lines: Lines, source: str) -> Recipe:
-    for path in [p for p in lines if len(p) == 1]:
-        name = path[0]
-        # YAML 1.1 reads 1e-3 as text; every other strictness is pydantic's.
-        if name in values and isinstance(values[name], str) and name in Recipe.model_fields:
-            values[name] = coerce_to(Recipe.model_fields[name].annotation, name, values[name])
     try:
         # Through JSON, where a list is the one way to write a tuple: strict mode then takes it.
         return Recipe.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise RecipeError("\n".join(_told(item, lines, source) for item in error.errors())) from error
     except (TypeError, ValueError) as error:
-        if not isinstance(error, ValidationError):
-            raise RecipeError(f"{source}: {error}") from error
+        raise RecipeError(f"{source}: {error}") from error
+
+
+def _told(item: Any, lines: Lines, source: str) -> str:
+    """One of pydantic's complaints with the line of the file, or the parameter, that caused it."""
+    location = tuple(str(part) for part in item["loc"])
+    line = next((lines[path] for depth in range(len(location), 0, -1) if (path := location[:depth]) in lines), source)
+    if item["type"] == "extra_forbidden":
+        return f"{line}: {_unknown(str(item['loc'][-1]), _siblings(item['loc']))}"
+    if item["type"] == "value_error":
         told = []
-        for item in error.errors():
-            path = tuple(str(part) for part in item["loc"])
-            while path and path not in lines:
-                path = path[:-1]
-            where = lines.get(path, source)
-            field = ".".join(str(part) for part in item["loc"])
-            message = item["msg"].removeprefix("Value error, ")
-            if item["type"] == "extra_forbidden":
-                message = _unknown(str(item["loc"][-1]), _siblings(item["loc"]))
-            elif not field:
-                named = [p for p in lines if len(p) == 1 and p[0] in message]
-                where = "; ".join(sorted({lines[p] for p in named})) or source
-            got = "" if item["type"] in ("extra_forbidden", "missing") or not field else f" (got {item['input']!r})"
-            told.append(f"{where}: {field + ': ' if field else ''}{message}{got}")
-        raise RecipeError("\n".join(told)) from error
+        for problem in item["msg"].removeprefix("Value error, ").split("\n"):
+            # Our own checks of combinations name the fields that they are about.
+            words = re.findall(r"[\w.]*\w", problem)
+            about = [where for path, where in lines.items() if ".".join(path) in words]
+            told.append(f"{'; '.join(dict.fromkeys(about)) or line}: {problem}")
+        return "\n".join(told)
+    got = "" if item["type"] == "missing" else f" (got {item['input']!r})"
+    return f"{line}: {'.'.join(location)}: {item['msg']}{got}"
 
 
 def _siblings(location: tuple[int | str, ...]) -> list[str]:
