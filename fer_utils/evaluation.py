@@ -477,6 +477,8 @@ def headline(values: Mapping[str, Any]) -> list[str]:
     lines = list(_headline_lines(values, name, part))
     if values["data"]["synthetic"]:
         lines.append("synthetic faces: no number says anything about real ones")
+    if not values["data"]["of_the_training"]:
+        lines.append("these faces are not the data that the run was trained on: copies of what it saw are not known")
     return lines + ([values["note"]] if values["note"] else [])
 
 
