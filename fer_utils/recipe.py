@@ -183,6 +183,8 @@ class Recipe(_Strict):
     """Share of training faces cut off for validation; null is 0.1 where there is no official validation part."""
     split_seed: int = Field(0, ge=0)
     """Seed of the cut, apart from the training's, so that several seeds share one validation part."""
+    train_faces: int | None = Field(None, ge=14)
+    """Train on about so many faces, a stratified draw by ``split_seed``; null is all of them."""
     dedupe: Literal["none", "exact", "near"] = "none"
     """Train on one of each group of copies; groups with conflicting labels are left out."""
 
@@ -397,7 +399,8 @@ def check_parameters(
         kinds: types of parameters that only this notebook has; the declared annotation does otherwise.
 
     Returns:
-        The declared parameters with their values, text turned into each one's type.
+        The declared parameters with their values, text turned into each one's type; ``"none"`` stays as it is where it
+        turns a field such as ``clip_norm`` off.
 
     Raises:
         RecipeError: an unknown name or a value of the wrong type; the message names it and what it may be.
@@ -426,8 +429,12 @@ def check_parameters(
         kind = (kinds or {}).get(name) or (field.annotation if field else _SHARED_KINDS.get(name, annotation))
         value = values.get(name)
         if value is not None:
-            value = coerce_to(kind, name, value)
-            _check_scalar(name, kind, value)
+            given, value = value, coerce_to(kind, name, value)
+            if value is None:
+                # The text "none" turns a field off, where None means "as the recipe says": load reads it again.
+                value = given
+            else:
+                _check_scalar(name, kind, value)
         if name == "device" and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value or "auto"):
             raise RecipeError(f"parameter device: expected one of: auto, cpu, cuda, cuda:N, mps, got {value!r}")
         checked[name] = value
