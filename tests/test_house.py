@@ -75,6 +75,7 @@ def test_every_third_party_import_is_declared() -> None:
         "PIL": "pillow",
         "yaml": "PyYAML",
         "pytorch_grad_cam": "grad-cam",
+        "cv2": "opencv-python-headless",
     }
     through = {"packaging"}  # pytest's own; only tests use it
     dependencies = {canonicalize_name(requirement.name) for requirement in declared()}
