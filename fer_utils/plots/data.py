@@ -175,7 +175,7 @@ def leakage_matrix(shares: npt.NDArray[np.float64], counts: npt.NDArray[np.int64
         counts: (3, 3): how many these are.
         note: what the title ends with.
     """
-    result = figure(f"Faces with a copy in another part, or again in their own{note}", 3.3, 6.2)
+    result = figure(f"Faces that have a copy, and where{note}", 3.4, 5.6)
     axes = result.add_subplot()
     top = max(float(shares.max()), 1e-9)
     axes.imshow(shares, cmap=SEQUENTIAL, vmin=0, vmax=top)

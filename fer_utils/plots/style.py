@@ -25,7 +25,7 @@ from fer_utils.faces import Part
 EMOTION_COLORS: Final = dict(zip(EMOTIONS, COLORS, strict=True))
 
 RIGHT: Final = "#00795A"
-WRONG: Final = "#C0291E"
+WRONG: Final = "#B01E14"
 """Green for right and red for wrong: they differ in lightness too, and always come with a mark as well."""
 RIGHT_MARK: Final = "✓"
 WRONG_MARK: Final = "✗"

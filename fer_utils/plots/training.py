@@ -137,7 +137,7 @@ def _marker_size(history: pd.DataFrame) -> int:
 
 def _epoch_axis(axes: Axes, history: pd.DataFrame) -> None:
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
     if len(history) == 1:
         axes.set_xlim(history["epoch"].iloc[0] - 0.5, history["epoch"].iloc[0] + 0.5)
     grid_lines(axes)
