@@ -36,7 +36,7 @@ from fer_utils import recipe as recipes
 from fer_utils.augment import Draws, MixDraws, augment, draw, epoch_order, mix, mix_draw
 from fer_utils.devices import Precision, autocast, choose_device, choose_precision
 from fer_utils.emotions import NUM_EMOTIONS
-from fer_utils.faces import Faces, Splits
+from fer_utils.faces import Faces, Splits, cut
 from fer_utils.prediction import predict
 from fer_utils.preprocessing import Preprocessing
 from fer_utils.recipe import Recipe, RecipeError
@@ -463,11 +463,11 @@ def fit(
     if where.type == "cuda" and ranks.world > 1:
         where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     arithmetic = choose_precision(precision or recipe.precision, where)
-    train = audit.deduplicate(splits.train, recipe.dedupe)
-    _check_faces(train, splits)
+    _check_faces(splits)
+    train = training_faces(recipe, splits.train)
     preprocessing = Preprocessing.of(recipe, train)
     state = make_state(recipe, where, arithmetic)
-    resumed = _open_run(state, splits, run, resume, where, arithmetic, ranks, train)
+    resumed = _open_run(state, splits, run, resume, where, arithmetic, ranks)
     bounds = batch_bounds(len(train), recipe.batch_size, ranks.world)
     images = torch.from_numpy(train.images).to(where)
     targets = torch.from_numpy(train.targets).to(where)
@@ -495,8 +495,17 @@ def fit(
     return run
 
 
-def _check_faces(train: Faces, splits: Splits) -> None:
-    if not train.labelled:
+def training_faces(recipe: Recipe, train: Faces) -> Faces:
+    """Return the faces that a recipe trains on: without copies or fewer, where it says so."""
+    kept: Faces = audit.deduplicate(train, recipe.dedupe)
+    if recipe.train_faces is None or recipe.train_faces >= len(kept):
+        return kept
+    _, drawn = cut(kept, recipe.train_faces / len(kept), recipe.split_seed)
+    return drawn
+
+
+def _check_faces(splits: Splits) -> None:
+    if not splits.train.labelled:
         raise TrainingError(f"the training part of {splits.location or splits.source} has no labelled faces")
     if len(splits.val) and not splits.val.labelled:
         raise TrainingError(f"the validation part of {splits.location or splits.source} has faces without a label")
@@ -510,7 +519,6 @@ def _open_run(
     device: torch.device,
     precision: Precision,
     ranks: Ranks,
-    train: Faces,
 ) -> bool:
     """Restore a run's training, or begin one; True where it was restored."""
     recipe = state.recipe

@@ -320,7 +320,6 @@ EXACT: dict[str, Any] = {
 }
 
 
-@pytest.mark.slow
 def test_two_processes_train_the_same_weights_as_one(tmp_path: Path) -> None:
     recipe = tiny(**EXACT)
     (tmp_path / "recipe.yaml").write_text(recipe.dump())
@@ -353,7 +352,6 @@ def test_two_processes_train_the_same_weights_as_one(tmp_path: Path) -> None:
     assert {path.name for path in runs[0].path.iterdir()} == {path.name for path in runs[1].path.iterdir()}
 
 
-@pytest.mark.slow
 def test_a_failing_process_stops_all_with_its_own_message(tmp_path: Path) -> None:
     recipe = tiny(optimizer="sgd", lr=1e30, schedule="constant", precision="float32", ema=0.0, epochs=1)
     run = Run.create(tmp_path / "run")

@@ -1,0 +1,252 @@
+"""Recipes and runs side by side: trained on the same faces, scored on the same faces, told apart honestly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from fer_utils import evaluation, metrics, models
+from fer_utils import recipe as recipes
+from fer_utils.evaluation import Evaluation, EvaluationError
+from fer_utils.faces import Splits
+from fer_utils.metrics import Comparison, MeanStd
+from fer_utils.recipe import Recipe, RecipeError
+from fer_utils.runs import Run
+from fer_utils.training import fit
+
+TARGET_ACCURACY: Final = 0.6
+"""Validation accuracy of the column "minutes to 60%"."""
+
+_HOW_IT_RAN: Final = ("name", "description", "seed", "compile")
+"""Fields of a recipe in which two runs of one system may differ."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One system: runs of the same recipe that differ in their seed alone.
+
+    Attributes:
+        label: the recipe's name, with what was changed against its file.
+        recipe: of the first run.
+        runs, evaluations: one per seed.
+        without_weights: its file asks for ImageNet weights, and it was trained from scratch in their place.
+    """
+
+    label: str
+    recipe: Recipe
+    runs: tuple[Run, ...]
+    evaluations: tuple[Evaluation, ...]
+    without_weights: bool
+
+    @property
+    def ranked(self) -> bool:
+        """False where the recipe lacks the weights that it is about: its place would say nothing about it."""
+        return not self.without_weights
+
+    def over_seeds(self, name: str) -> dict[str, MeanStd]:
+        """Return every score of a set of faces, single view, as mean and standard deviation over the seeds."""
+        held = [
+            {score: interval.value for score, interval in one.measured(name).scores.items()} for one in self.evaluations
+        ]
+        return metrics.over_runs(held)
+
+    def histories(self) -> list[pd.DataFrame]:
+        """Return the history of each run."""
+        return [run.history() for run in self.runs]
+
+
+def train(
+    names: Sequence[str],
+    seeds: Sequence[int],
+    splits: Splits,
+    out: Path,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    log: Callable[[str], None] = print,
+) -> list[Run]:
+    """Train and evaluate every recipe with every seed, each into ``out/NAME-seedN``.
+
+    A run that is there already is continued where it stood, or taken as it is when it is complete.
+
+    Args:
+        names: recipes, by name or path.
+        seeds: seeds of the trainings; the cut of the data is the same for all.
+        splits: the faces.
+        out: directory of the runs.
+        overrides: fields that are put over every recipe (epochs, weights, train_faces ...).
+        device: as ``training.fit`` takes it.
+        log: takes lines of text for a person.
+
+    Raises:
+        RecipeError: a recipe or an override is wrong; nothing has been trained then.
+        MissingWeights: a recipe asks for ImageNet weights that cannot be had.
+    """
+    wanted = [recipes.load(name, {**(overrides or {}), "seed": seed}) for name in names for seed in seeds]
+    if not wanted:
+        raise RecipeError("there is nothing to train: name at least one recipe and one seed")
+    done = []
+    for number, recipe in enumerate(wanted, start=1):
+        run = Run.create(out / f"{recipe.name}-seed{recipe.seed}")
+        log(f"[{number}/{len(wanted)}] {recipe.name}, seed {recipe.seed}: {run.path}")
+        before = len(run.history())
+        fit(recipe, splits, run, device=device, log=log)
+        if not run.has("metrics.json") or len(run.history()) > before:
+            evaluation.evaluate(run, splits, device=device)
+        done.append(run)
+    return done
+
+
+def gather(runs: Sequence[Run], splits: Splits) -> list[Entry]:
+    """Group runs into systems, best first by mean validation accuracy, those without their weights last.
+
+    The order comes from validation: test scores are reported and choose nothing.
+
+    Raises:
+        EvaluationError: a run has no evaluation, or one of other faces.
+        RunError: a run lacks its recipe or was written by another version.
+    """
+    if not runs:
+        raise EvaluationError("there are no runs to compare: name some, or recipes to train")
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        same = run.recipe.model_dump_json(exclude=set(_HOW_IT_RAN))
+        groups.setdefault(f"{run.recipe.name} {same}", []).append(run)
+    entries = []
+    for members in groups.values():
+        recipe = members[0].recipe
+        changed, without_weights = _changes(recipe)
+        label = recipe.name + (f" ({changed})" if changed else "")
+        held = tuple(evaluation.load_evaluation(run, splits) for run in members)
+        entries.append(Entry(label, recipe, tuple(members), held, without_weights))
+    return sorted(entries, key=lambda entry: (not entry.ranked, -_validation_accuracy(entry)))
+
+
+def _changes(recipe: Recipe) -> tuple[str, bool]:
+    """Return what differs from the recipe's file, and whether it lacks the ImageNet weights of its file."""
+    try:
+        original = recipes.load(recipe.name)
+    except RecipeError:
+        return "", False
+    differing = {
+        name: getattr(recipe, name)
+        for name in Recipe.model_fields
+        if name not in _HOW_IT_RAN and getattr(recipe, name) != getattr(original, name)
+    }
+    told = ", ".join(f"{name} {value}" for name, value in differing.items())
+    return told, original.weights == "imagenet" and recipe.weights == "none"
+
+
+def _validation_accuracy(entry: Entry) -> float:
+    best = [history["val_accuracy"].max() for history in entry.histories()]
+    return float(np.nanmean(best)) if np.isfinite(best).any() else -1.0
+
+
+def table(entries: Sequence[Entry], part: str) -> pd.DataFrame:
+    """Return one row for each system: scores as ``mean ± std`` in percent, size, arithmetic, speed.
+
+    Columns: rank (by validation accuracy; ``–`` where not ranked), recipe, seeds, epochs, validation accuracy, accuracy
+    and macro-F1 of all faces of ``part`` and of its clean ones, parameters, GMAC (10⁹ multiply-adds for one face),
+    images/s (training, median), minutes per epoch, minutes to 60% validation accuracy.
+    """
+    rows: list[dict[str, Any]] = []
+    rank = 0
+    for entry in entries:
+        rank += entry.ranked
+        whole = entry.over_seeds(part)
+        clean = entry.over_seeds(f"{part}_clean") if f"{part}_clean" in entry.evaluations[0].metrics["scores"] else {}
+        histories = entry.histories()
+        network = models.build(entry.recipe, pretrained=False)
+        every = pd.concat(histories)
+        rows.append(
+            {
+                "rank": str(rank) if entry.ranked else "–",
+                "recipe": entry.label + ("" if entry.ranked else " †"),
+                "seeds": len(entry.runs),
+                "epochs": max(len(history) for history in histories),
+                "val accuracy": 100 * _validation_accuracy(entry),
+                "accuracy": percent(whole["accuracy"]),
+                "macro-F1": percent(whole["macro_f1"]),
+                "clean accuracy": percent(clean["accuracy"]) if clean else "–",
+                "clean macro-F1": percent(clean["macro_f1"]) if clean else "–",
+                "parameters": models.count_parameters(network),
+                "GMAC": models.multiply_adds(network, entry.recipe.channels, entry.recipe.image_size) / 1e9,
+                "images/s": float(every["images_per_second"].median()),
+                "min/epoch": float(every["train_seconds"].median()) / 60,
+                "min to 60%": float(np.mean([minutes_to(history) for history in histories])),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def percent(score: MeanStd) -> str:
+    """Return a score in percent: ``65.4 ± 0.3``, or ``65.4`` for one run."""
+    spread = f" ± {100 * score.std:.1f}" if score.runs > 1 else ""
+    return f"{100 * score.mean:.1f}{spread}"
+
+
+def minutes_to(history: pd.DataFrame, accuracy: float = TARGET_ACCURACY) -> float:
+    """Return the minutes of training and validation until validation accuracy first reached ``accuracy``; else NaN."""
+    reached = history[history["val_accuracy"] >= accuracy]
+    return float(reached["total_seconds"].iloc[0]) / 60 if len(reached) else float("nan")
+
+
+def recalls(entries: Sequence[Entry], part: str) -> pd.DataFrame:
+    """Return recall by system (rows) and emotion (columns), mean over seeds, NaN where an emotion has no faces."""
+    rows = {}
+    for entry in entries:
+        held = [one.measured(part).per_class for one in entry.evaluations]
+        rows[entry.label] = {name: float(np.mean([rates[name]["recall"].value for rates in held])) for name in held[0]}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def paired(entries: Sequence[Entry], part: str) -> pd.DataFrame:
+    """Return the first runs of each pair of systems compared on the same faces.
+
+    Columns: the pair, the difference in accuracy in percentage points with its paired bootstrap interval, the faces
+    that one alone gets right, and McNemar's mid-p and exact p-values.
+    """
+    rows = []
+    for index, a in enumerate(entries):
+        for b in entries[index + 1 :]:
+            found: Comparison = evaluation.compare(a.evaluations[0], b.evaluations[0], part)
+            low, high = 100 * found.difference.low, 100 * found.difference.high
+            rows.append(
+                {
+                    "A": a.label,
+                    "B": b.label,
+                    "A - B, points": f"{100 * found.difference.value:+.1f} [{low:+.1f}, {high:+.1f}]",
+                    "only A right": found.only_a,
+                    "only B right": found.only_b,
+                    "McNemar mid-p": found.p_mid,
+                    "exact p": found.p_exact,
+                }
+            )
+    return pd.DataFrame(
+        rows, columns=["A", "B", "A - B, points", "only A right", "only B right", "McNemar mid-p", "exact p"]
+    )
+
+
+def disagreement(a: Entry, b: Entry, part: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the rows of ``part`` that only ``a``'s first run gets right, and those that only ``b``'s does.
+
+    Most certain first: the faces at the top are those where the two are furthest apart.
+    """
+    one, other = a.evaluations[0], b.evaluations[0]
+    targets = one.targets(part)
+    first, second = one.probabilities(part), other.probabilities(part)
+    right_a, right_b = first.argmax(1) == targets, second.argmax(1) == targets
+    rows = np.arange(len(targets))
+    gap = np.abs(first[rows, targets] - second[rows, targets])
+
+    def ordered(mask: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        found = np.flatnonzero(mask)
+        result: np.ndarray[Any, Any] = found[np.argsort(-gap[found], kind="stable")]
+        return result
+
+    return ordered(right_a & ~right_b), ordered(right_b & ~right_a)

@@ -1,0 +1,100 @@
+"""Figures of several systems side by side: learning curves, recall by emotion, faces on which two disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from fer_utils.emotions import COLORS, EMOTIONS
+from fer_utils.faces import Images
+from fer_utils.plots.style import RIGHT, SEQUENTIAL, WRONG, face_grid, figure, grid_lines, ink_on, mark, styled
+
+__all__ = ["disagreement", "learning_curves", "recall_table"]
+
+_LINES: Final = ("-", "--", ":", "-.")
+
+
+@styled
+def learning_curves(histories: Mapping[str, Sequence[pd.DataFrame]], note: str = "") -> Figure:
+    """Return validation accuracy by epoch and by minute: a line for each run, a colour and line style for each system.
+
+    Args:
+        histories: a system's label to the histories of its runs.
+        note: what the title ends with.
+    """
+    result = figure(f"Validation accuracy of each recipe{note}", 3.6 + 0.2 * len(histories))
+    by_epoch, by_minute = result.subplots(1, 2, sharey=True)
+    for index, (label, runs) in enumerate(histories.items()):
+        look = {"color": COLORS[index % len(COLORS)], "linestyle": _LINES[index // len(COLORS) % len(_LINES)]}
+        for number, history in enumerate(runs):
+            told = label if number == 0 else None
+            by_epoch.plot(history["epoch"], 100 * history["val_accuracy"], marker="o", markersize=3, label=told, **look)
+            minutes = history["total_seconds"] / 60
+            by_minute.plot(minutes, 100 * history["val_accuracy"], marker="o", markersize=3, **look)
+    by_epoch.set_xlabel("epoch")
+    by_minute.set_xlabel("minutes of training and validation")
+    by_epoch.set_ylabel("accuracy (%)")
+    by_epoch.xaxis.get_major_locator().set_params(integer=True)
+    for axes in (by_epoch, by_minute):
+        grid_lines(axes)
+    # Below the axes: labels tell what was changed in a recipe and can be long.
+    result.legend(loc="outside lower left", ncols=1)
+    return result
+
+
+@styled
+def recall_table(recalls: pd.DataFrame, note: str = "") -> Figure:
+    """Return recall in percent by system (rows) and emotion (columns) as a coloured table.
+
+    Args:
+        recalls: as ``comparison.recalls`` gives them, 0 to 1.
+        note: what the title ends with.
+    """
+    result = figure(f"Recall of each emotion (%){note}", 1.2 + 0.45 * len(recalls))
+    axes = result.add_subplot()
+    shares = recalls[list(EMOTIONS)].to_numpy(dtype=np.float64)
+    axes.imshow(shares, cmap=SEQUENTIAL, vmin=0, vmax=1, aspect="auto")
+    for (row, column), share in np.ndenumerate(shares):
+        text = "–" if np.isnan(share) else f"{100 * share:.0f}"
+        axes.text(column, row, text, ha="center", va="center", color=ink_on(0 if np.isnan(share) else float(share)))
+    axes.set_xticks(range(len(EMOTIONS)), EMOTIONS)
+    axes.set_yticks(range(len(recalls)), [str(label) for label in recalls.index])
+    axes.set_xlabel("emotion")
+    axes.set_ylabel("recipe")
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return result
+
+
+@styled
+def disagreement(
+    images: Images,
+    targets: npt.NDArray[np.int64],
+    first: npt.NDArray[np.int64],
+    second: npt.NDArray[np.int64],
+    names: tuple[str, str],
+    title: str,
+) -> Figure:
+    """Return faces with their label and what each of two systems says, each prediction with its mark.
+
+    Args:
+        images: uint8 (N, 48, 48).
+        targets: int64 (N,), the labels.
+        first: int64 (N,), predictions of the first system.
+        second: int64 (N,), predictions of the second.
+        names: short names of the two systems.
+        title: what the grid shows.
+    """
+    short = [name[:12] for name in names]
+    captions = []
+    for target, said in zip(targets, zip(first, second, strict=True), strict=True):
+        told = [f"{mark(it == target)} {name}: {EMOTIONS[it]}" for name, it in zip(short, said, strict=True)]
+        captions.append("\n".join([f"label {EMOTIONS[target]}", *told]))
+    colors = [RIGHT if a == target else WRONG for target, a in zip(targets, first, strict=True)]
+    return face_grid(images, title=title, captions=captions, colors=colors, framed=True, columns=5, fontsize=8)
