@@ -104,14 +104,16 @@ def _curves(axes: Axes, history: pd.DataFrame, measure: Literal["loss", "accurac
     axes.set_ylabel("accuracy (%)" if percent else "cross-entropy loss")
     axes.margins(y=0.1)
     _epoch_axis(axes, history)
-    if axes.lines:
+    # Side by side, one legend does for both panels, and above a falling loss there is room for it.
+    if axes.lines and not (brief and percent):
         axes.legend(loc="best")
 
 
 def _rates(axes: Axes, history: pd.DataFrame, schedule: npt.NDArray[np.float64] | None) -> None:
     if schedule is not None:
-        steps = np.linspace(0, int(history["epoch"].max()), len(schedule))
-        axes.plot(steps, schedule, color=MUTED, linewidth=1.2, label="planned, every step")
+        # Each rate at the end of its step, as the points stand at the ends of their epochs.
+        ends = np.arange(1, len(schedule) + 1) * (int(history["epoch"].max()) / max(1, len(schedule)))
+        axes.plot(ends, schedule, color=MUTED, linewidth=1.2, label="planned, every step")
     if len(history):
         axes.plot(
             history["epoch"],
