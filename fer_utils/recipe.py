@@ -241,7 +241,7 @@ class Recipe(_Strict):
             problems.append(f"{' and '.join(changed)}: only a ResNet has it, and backbone is {self.backbone}")
         if self.weights == "imagenet":
             if self.backbone == "custom_cnn":
-                problems.append("weights imagenet: there are none for custom_cnn")
+                problems.append("weights imagenet: there are none for backbone custom_cnn")
             if self.stem != "imagenet":
                 problems.append(f"weights imagenet has 7×7 kernels first, which cannot become stem {self.stem}")
             if self.width != 1.0:
@@ -486,17 +486,16 @@ def _document(text: str, source: str) -> tuple[dict[str, Any], Lines]:
     lines: Lines = {}
     collections = set()
 
-    def visit(node: yaml.Node, path: tuple[str, ...]) -> None:
+    def visit(node: yaml.Node, path: tuple[str, ...], line: str) -> None:
         if isinstance(node, yaml.ScalarNode):
             return
-        line = f"{source}, line {node.start_mark.line + 1}"
         if id(node) in collections:
             # An alias: a few of them nested are a document of any size, or one without end.
             raise RecipeError(f"{line}: YAML aliases (*name) are not read; write the value out")
         collections.add(id(node))
         if isinstance(node, yaml.SequenceNode):
             for item in node.value:
-                visit(item, path)
+                visit(item, path, line)
             return
         for key, value in node.value:
             line = f"{source}, line {key.start_mark.line + 1}"
@@ -506,14 +505,15 @@ def _document(text: str, source: str) -> tuple[dict[str, Any], Lines]:
             if where in lines:
                 raise RecipeError(f"{line}: {'.'.join(where)} is given twice")
             lines[where] = line
-            visit(value, where)
+            visit(value, where, line)
 
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             raise RecipeError(f"{source}: a recipe is a mapping of fields to values")
-        visit(node, ())
-        values = yaml.load(text, _Loader)
+        visit(node, (), source)
+        values: dict[str, Any] = loader.construct_document(node)
     except yaml.YAMLError as error:
         raise RecipeError(f"{source}: not valid YAML: {error}") from error
     return values, lines
