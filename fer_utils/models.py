@@ -136,29 +136,24 @@ def summary(model: nn.Module, recipe: Recipe) -> pd.DataFrame:
     Columns: ``layer`` (name), ``kind`` (class), ``shape`` (output, without the batch), ``parameters`` (number) and
     ``trainable`` (number of those that are not frozen). A module used twice is listed once.
     """
-    names = {module: name for name, module in model.named_modules()}
-    rows: dict[str, dict[str, Any]] = {}
+    names = {module: name for name, module in model.named_modules() if not any(module.children())}
+    shapes: dict[nn.Module, str] = {}
 
     def note(module: nn.Module, _: Any, output: Any) -> None:
-        own = list(module.parameters())
-        rows.setdefault(
-            names[module],
-            {
-                "layer": names[module],
-                "kind": type(module).__name__,
-                "shape": " × ".join(map(str, output.shape[1:])) if isinstance(output, Tensor) else "",
-                "parameters": sum(p.numel() for p in own),
-                "trainable": sum(p.numel() for p in own if p.requires_grad),
-            },
-        )
+        shapes.setdefault(module, " × ".join(map(str, output.shape[1:])) if isinstance(output, Tensor) else "")
 
-    hooks = [m.register_forward_hook(note) for m in names if not any(m.children())]
+    hooks = [module.register_forward_hook(note) for module in names]
     try:
         _pass_shapes(model, recipe.channels, recipe.image_size)
     finally:
         for hook in hooks:
             hook.remove()
-    return pd.DataFrame(list(rows.values()), columns=["layer", "kind", "shape", "parameters", "trainable"])
+    rows = []
+    for module, shape in shapes.items():
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
+        counts = sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+        rows.append((names[module], type(module).__name__, shape, *counts))
+    return pd.DataFrame(rows, columns=["layer", "kind", "shape", "parameters", "trainable"])
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -335,10 +330,10 @@ def _check_backbone(name: str) -> None:
 def _check_size(model: nn.Module, recipe: Recipe, size: int) -> None:
     problem = _problem_at(model, recipe.channels, size)
     if problem is not None:
-        fitting = [other for other in _SIZES if _problem_at(model, recipe.channels, other) is None]
+        larger = (other for other in _SIZES if other > size and _problem_at(model, recipe.channels, other) is None)
         raise ModelError(
-            f"{recipe.backbone} cannot take faces of {size} × {size} pixels; of the sizes tried it takes "
-            f"{', '.join(map(str, fitting))}. Set image_size to one of them, {fitting[0]} at least. ({problem})"
+            f"{recipe.backbone} cannot take faces of {size} × {size} pixels; the next size that it takes is "
+            f"{next(larger, 'none that a recipe allows')}. ({problem})"
         )
 
 
