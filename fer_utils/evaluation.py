@@ -29,11 +29,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer_utils import metrics
-from fer_utils.audit import audit
+from fer_utils.audit import Audit, audit
 from fer_utils.checkpoint import load_model
 from fer_utils.devices import choose_device, choose_precision
 from fer_utils.emotions import EMOTIONS, UNLABELLED
-from fer_utils.faces import Images, Part, Splits
+from fer_utils.faces import Faces, Images, Part, Splits
 from fer_utils.files import replacing
 from fer_utils.metrics import Comparison, Interval, Measured
 from fer_utils.prediction import TTA, predict
@@ -141,6 +141,50 @@ class Evaluation:
             held["ece_if_calibrated"],
         )
 
+    def faces(self, splits: Splits, name: str) -> Faces:
+        """Return the faces of a set, in the order of its rows.
+
+        Raises:
+            EvaluationError: the predictions are not of these faces.
+        """
+        _check_faces(self.predictions, splits)
+        part, _, flag = name.partition("_")
+        rows = self.rows(part)
+        return splits[part].select(rows[flag].to_numpy(dtype=bool) if flag else slice(None))
+
+    def table(self, name: str) -> pd.DataFrame:
+        """Return a set's scores in words: a row per score, a column per view, each with its interval."""
+        table = {}
+        for view in self.views:
+            held = self.metrics["scores"][name][view]
+            scores = {score: _interval(held[score]) for score in metrics.SCORES}
+            column = {
+                "accuracy": scores["accuracy"].percent(2),
+                "balanced accuracy": scores["balanced_accuracy"].percent(2),
+                "macro-F1": scores["macro_f1"].number(),
+                "loss (negative log-likelihood)": scores["nll"].number(),
+                "Brier score": scores["brier"].number(),
+                "calibration error (ECE)": scores["ece"].number(),
+            }
+            if held["scaled"] is not None:
+                scaled = {score: _interval(held["scaled"][score]) for score in ("nll", "brier", "ece")}
+                column["temperature"] = f"{self.metrics['temperature'][view]:.3f}"
+                column["loss at that temperature"] = scaled["nll"].number()
+                column["Brier score at that temperature"] = scaled["brier"].number()
+                column["calibration error at that temperature"] = scaled["ece"].number()
+            table[VIEW_TITLES[view]] = column
+        return pd.DataFrame(table).rename_axis(f"{SET_TITLES[name]}: {self.metrics['faces'][name]:,} faces")
+
+    def class_table(self, name: str, view: TTA = "none") -> pd.DataFrame:
+        """Return the classification report in words: precision, recall, F1 with intervals, and faces per emotion."""
+        measured = self.measured(name, view)
+        rows = {
+            emotion: {rate: measured.per_class[emotion][rate].percent() for rate in metrics.RATES}
+            | {"faces": f"{measured.support[emotion]:,}"}
+            for emotion in EMOTIONS
+        }
+        return pd.DataFrame.from_dict(rows, orient="index").rename(columns={"f1": "F1"}).rename_axis("emotion")
+
     def accuracies(self) -> dict[str, dict[str, Interval]]:
         """Return accuracy with its interval by titles of set and view, for ``plots.evaluation.accuracies``."""
         return {
@@ -164,6 +208,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 256,
     other_data: bool = False,
+    audited: Audit | None = None,
 ) -> Evaluation:
     """Predict all validation and test faces with the network of the run's best epoch, score them, and store both.
 
@@ -179,6 +224,7 @@ def evaluate(
         batch_size: faces at once.
         other_data: evaluate on faces that the run was not trained on. What is clean then refers to the training part
             of ``splits``; copies of what the run saw are not known.
+        audited: ``audit(splits)``, to spare its time where several runs are evaluated on the same faces.
 
     Raises:
         RunError: the run lacks a file or another version of the suite wrote it.
@@ -201,7 +247,7 @@ def evaluate(
     where = choose_device(device)
     loaded = load_model(run, device=where)
     arithmetic = choose_precision(precision or loaded.recipe.precision, where)
-    found = audit(splits)
+    found = audited or audit(splits)
     tables = []
     for name, faces in parts.items():
         table = pd.DataFrame(
@@ -331,6 +377,12 @@ def _scored(
     return values
 
 
+def data_of(run: Run) -> str:
+    """Return what ``sources.load`` takes to read the data that a run was trained on."""
+    data = run.read_json("env.json")["data"]
+    return str(data["source"] if data["source"] == "kaggle" else data["location"])
+
+
 # -- reading back -----------------------------------------------------------------------------------------------------
 
 
@@ -429,6 +481,12 @@ def compare(a: Evaluation, b: Evaluation, name: str, view: TTA = "none", *, seed
     if not _labelled(rows_a):
         raise EvaluationError(f"there are no labelled faces in the set {SET_TITLES[name]!r}: nothing can be compared")
     return metrics.compare(a.probabilities(name, view), b.probabilities(name, view), a.targets(name), seed=seed)
+
+
+def compare_views(found: Evaluation, name: str, view: TTA) -> Comparison:
+    """Compare a view with the single one on the same faces; the difference is what the view adds."""
+    single, targets = found.probabilities(name), found.targets(name)
+    return metrics.compare(found.probabilities(name, view), single, targets)
 
 
 def nearest_faces(queries: Images, gallery: Images) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:

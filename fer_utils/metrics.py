@@ -47,6 +47,18 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def percent(self, digits: int = 1) -> str:
+        """Return for instance ``63.2% (61.6 to 64.8)``, or ``none`` where the score is undefined."""
+        if math.isnan(self.value):
+            return "none"
+        return f"{self.value:.{digits}%} ({100 * self.low:.{digits}f} to {100 * self.high:.{digits}f})"
+
+    def number(self, digits: int = 3) -> str:
+        """Return for instance ``0.982 (0.951 to 1.013)``, or ``none`` where the score is undefined."""
+        if math.isnan(self.value):
+            return "none"
+        return f"{self.value:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+
 
 class MeanStd(NamedTuple):
     """Mean and sample standard deviation (n - 1; NaN for one run) over ``runs`` runs."""
