@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -18,17 +19,19 @@ SIZE: Final = 48
 Images = npt.NDArray[np.uint8]
 Targets = npt.NDArray[np.int64]
 Names = npt.NDArray[np.str_] | npt.NDArray[np.object_]
+Digests = npt.NDArray[np.bytes_]
 Part = Literal["train", "val", "test"]
 PARTS: Final[tuple[Part, ...]] = ("train", "val", "test")
 
 
-def digests(images: Images) -> npt.NDArray[np.bytes_]:
+def digests(images: Images) -> Digests:
     """Return the 16-byte BLAKE2b digest of each image's pixels, (N,) of dtype ``S32`` in hexadecimal.
 
     Two faces are exact copies when their digests are equal, whatever file, name or format they came in.
     """
-    flat = np.ascontiguousarray(images).reshape(len(images), -1)
-    return np.array([hashlib.blake2b(row.data, digest_size=16).hexdigest() for row in flat], dtype="S32")
+    flat = np.ascontiguousarray(images).reshape(len(images), math.prod(images.shape[1:]))
+    hexadecimal = b"".join([hashlib.blake2b(row.data, digest_size=16).digest() for row in flat]).hex()
+    return np.frombuffer(hexadecimal.encode("ascii"), dtype="S32")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +48,7 @@ class Faces:
     images: Images
     targets: Targets
     names: Names
-    digests: npt.NDArray[np.bytes_] = field(default=None)  # type: ignore[arg-type]
+    digests: Digests = field(default=None)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         n = len(self.images)

@@ -44,12 +44,12 @@ def open_image(data: bytes) -> Image.Image:
     if not data:
         raise ImageError("the file is empty")
     if len(data) > MAX_BYTES:
-        raise ImageError(f"the file has {len(data):,} bytes, more than the {MAX_BYTES:,} that are read")
+        raise ImageError(f"the file has {len(data):,} bytes; more than {MAX_BYTES:,} are not read")
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise ImageError(
-                f"the image claims {image.width:,} × {image.height:,} pixels, more than the {MAX_PIXELS:,} that are read"
+                f"the image claims {image.width:,} × {image.height:,} pixels; more than {MAX_PIXELS:,} are not read"
             )
         # A phone's MPO file is a photo that carries further views behind the first, no animation.
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":

@@ -1,89 +1,162 @@
 """Reads parquet tables: ``df_train.parquet.gzip`` and ``df_test.parquet.gzip``, one face a row.
 
-Columns: ``image`` (2,304 numbers 0 to 255, floats or integers) and ``emotion_idx`` (the challenge's 0 to 6; absent or
--1 where unlabelled).
+Columns: ``image`` (2,304 numbers 0 to 255, floats or integers, row by row of the image) and ``emotion_idx`` (the
+challenge's 0 to 6; absent, null or -1 where unlabelled). Faces are called ``train[123]``: the table and the row,
+counted from 0.
+
+A table is decoded a few hundred rows at a time and kept as bytes: all of it at once, in the floats that it is published
+in, takes eight times the memory of the faces.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fer_utils.emotions import FROM_CHALLENGE, UNLABELLED
-from fer_utils.faces import SIZE, Faces
-from fer_utils.sources.reading import BadItems, Contents, OnBad, Role, SourceError
+from fer_utils.faces import SIZE, Digests, Faces, Images, digests
+from fer_utils.sources.reading import (
+    PIXELS,
+    ROLES,
+    BadItems,
+    Contents,
+    OnBad,
+    Role,
+    SourceError,
+    arrange,
+    label_target,
+    wrong_count,
+    wrong_pixel,
+)
 
-PIXELS: Final = SIZE * SIZE
 BATCH: Final = 512
+"""Rows that are decoded at a time."""
+IMAGE, LABEL = "image", "emotion_idx"
+
+
+class Batch(NamedTuple):
+    """Some rows: images uint8 (n, 48, 48), their digests, and what is wrong with which row, counted from the first."""
+
+    images: Images
+    digests: Digests
+    wrong: dict[int, str]
 
 
 def read(files: dict[Role, Path], on_bad: OnBad, location: Path) -> Contents:
     """Read parquet files, each of one role.
 
     Raises:
-        SourceError: a file that is no parquet table or lacks ``image``; a bad row under ``on_bad="raise"``.
+        SourceError: a file that is no parquet table or has no column ``image``; a bad row under ``on_bad="raise"``; no
+            face at all.
     """
     bad = BadItems(on_bad, location)
     faces: dict[Role, Faces] = {}
     for role, path in files.items():
-        read_faces = _read_one(path, role, bad)
-        if len(read_faces):
-            faces[role] = read_faces
-        else:
-            bad.add(path.name, "an empty split: there is no face in it")
+        try:
+            faces |= _read_one(path, role, bad)
+        except (pa.ArrowException, OSError) as error:
+            raise SourceError(f"{path} cannot be read as a parquet table ({error}); get the file again") from None
     bad.check()
+    if not faces:
+        raise bad.nothing_left()
     return Contents(faces, "files", tuple(bad.skipped))
 
 
-def _read_one(path: Path, role: Role, bad: BadItems) -> Faces:
-    images, targets, names = [], [], []
+def _read_one(path: Path, role: Role, bad: BadItems) -> dict[Role, Faces]:
+    chunks: list[tuple[Images, Digests]] = []
+    targets: list[int] = []
+    rows: list[int] = []
+    row = 0
+
+    pending: deque[tuple[list[object], Future[Batch]]] = deque()
+
+    def collect() -> None:
+        nonlocal row
+        labels, future = pending.popleft()
+        images, digest, wrong = future.result()
+        good = []
+        for i, label in enumerate(labels):
+            try:
+                if i in wrong:
+                    raise ValueError(wrong[i])
+                targets.append(label_target("" if label is None else str(label), role))
+            except ValueError as error:
+                bad.add(f"{path.name} row {row + i}", str(error))
+            else:
+                good.append(i)
+        chunks.append((images, digest) if len(good) == len(images) else (images[good], digest[good]))
+        rows.extend(row + i for i in good)
+        row += len(images)
+
+    with pq.ParquetFile(path) as file, ThreadPoolExecutor(1) as pool:
+        _check(path, file.schema_arrow)
+        present = [name for name in (IMAGE, LABEL) if name in file.schema_arrow.names]
+        for batch in file.iter_batches(BATCH, columns=present):
+            labels = batch.column(LABEL).to_pylist() if LABEL in present else [None] * len(batch)
+            # One batch is turned into bytes while the next is decoded.
+            pending.append((labels, pool.submit(_images, batch.column(IMAGE))))
+            if len(pending) > 2:
+                collect()
+        while pending:
+            collect()
+    if not targets:
+        bad.add(path.name, "an empty split: there is no face in it")
     stem = path.name.split(".")[0].removeprefix("df_")
-    try:
-        with pq.ParquetFile(path) as file:
-            present = file.schema_arrow.names
-            if "image" not in present:
-                raise SourceError(f"{path} has the columns {', '.join(present)}; expected image and emotion_idx")
-            row = 0
-            for batch in file.iter_batches(BATCH, columns=[c for c in ("image", "emotion_idx") if c in present]):
-                labels = batch.column("emotion_idx").to_pylist() if "emotion_idx" in present else [-1] * len(batch)
-                for value, label in zip(batch.column("image"), labels, strict=True):
-                    name = f"{path.name} row {row}"
-                    row += 1
-                    try:
-                        pixels = _pixels(value)
-                        target = _target(label, role)
-                    except ValueError as error:
-                        bad.add(name, str(error))
-                        continue
-                    images.append(pixels)
-                    targets.append(target)
-                    names.append(f"{stem}[{row - 1}]")
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{path} cannot be read as a parquet table: {error}") from None
-    if not images:
-        return Faces.empty()
-    return Faces(np.stack(images), np.array(targets, np.int64), np.array(names, dtype=np.str_)).sorted()
+    names = np.array([f"{stem}[{i}]" for i in rows], dtype=np.str_)
+    roles = np.full(len(targets), ROLES.index(role), np.int8)
+    return arrange(chunks, np.array(targets, np.int64), roles, names)
 
 
-def _pixels(value: pa.Scalar) -> np.ndarray:
-    numbers = np.asarray(value.values.to_numpy(zero_copy_only=False)) if value.is_valid else np.zeros(0)
+def _check(path: Path, schema: pa.Schema) -> None:
+    if IMAGE not in schema.names:
+        raise SourceError(f"{path} has the columns {', '.join(schema.names)}; expected {IMAGE} and {LABEL}")
+    kind = schema.field(IMAGE).type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not is_list or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+        raise SourceError(f"{path}: the column {IMAGE} holds {kind}; expected a list of {PIXELS:,} numbers in each row")
+
+
+def _images(column: Any) -> Batch:
+    """Return the images of an arrow column of lists."""
+    if column.null_count == 0:
+        values = column.flatten()
+        lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+        if values.null_count == 0 and (lengths == PIXELS).all():
+            numbers = values.to_numpy(zero_copy_only=False).reshape(-1, PIXELS)
+            pixels, same = _bytes(numbers)
+            if same.all():
+                return Batch(pixels.reshape(-1, SIZE, SIZE), digests(pixels), {})
+    images = np.zeros((len(column), PIXELS), np.uint8)
+    wrong: dict[int, str] = {}
+    for i, value in enumerate(column):
+        try:
+            images[i] = _row(value)
+        except ValueError as error:
+            wrong[i] = str(error)
+    return Batch(images.reshape(-1, SIZE, SIZE), digests(images), wrong)
+
+
+def _row(value: Any) -> npt.NDArray[np.uint8]:
+    if not value.is_valid:
+        raise ValueError("has no image")
+    numbers = value.values.to_numpy(zero_copy_only=False)
     if len(numbers) != PIXELS:
-        raise ValueError(f"has {len(numbers):,} pixels; expected {PIXELS:,}, {SIZE} × {SIZE}")
-    wrong = np.flatnonzero(~((numbers >= 0) & (numbers <= 255) & (numbers == np.floor(numbers))))
-    if len(wrong):
-        raise ValueError(f"pixel {wrong[0]} is {numbers[wrong[0]]}; expected a whole number from 0 to 255")
-    return numbers.astype(np.uint8).reshape(SIZE, SIZE)
+        raise wrong_count(len(numbers))
+    pixels, same = _bytes(numbers)
+    if not same.all():
+        first = int(np.flatnonzero(~same)[0])
+        raise wrong_pixel(first, numbers[first])
+    return pixels
 
 
-def _target(label: object, role: Role) -> int:
-    if label is None or label == -1:
-        if role in ("all", "train"):
-            raise ValueError("has no label; training faces need one")
-        return UNLABELLED
-    if label not in range(7):
-        raise ValueError(f"emotion_idx is {label!r}; expected 0 to 6, or -1 where unlabelled")
-    return FROM_CHALLENGE[int(label)]  # type: ignore[call-overload, no-any-return]
+def _bytes(numbers: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """Return numbers as bytes, and where that changed nothing: NaN, fractions and what is out of range do change."""
+    with np.errstate(invalid="ignore"):
+        pixels = numbers.astype(np.uint8)
+    return pixels, pixels == numbers

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from fer_utils.faces import Faces, Skipped
+import numpy as np
+import numpy.typing as npt
+
+from fer_utils.emotions import CHALLENGE_ORDER, FROM_CHALLENGE, UNLABELLED
+from fer_utils.faces import SIZE, Digests, Faces, Images, Names, Skipped, Targets
 
 OnBad = Literal["raise", "skip"]
 Role = Literal["all", "train", "val", "test"]
 """What a group of faces is for, as far as the source tells: ``all`` where it tells nothing. The challenge's Training,
 PublicTest and PrivateTest are ``train``, ``val`` and ``test``."""
 
+ROLES: Final[tuple[Role, ...]] = ("all", "train", "val", "test")
 USAGES: Final[dict[str, Role]] = {"training": "train", "publictest": "val", "privatetest": "test"}
 """The challenge's names of its three parts, in lower case."""
 
+PIXELS: Final = SIZE * SIZE
+LABELS: Final = ", ".join(f"{i} {name}" for i, name in enumerate(CHALLENGE_ORDER))
+"""How the challenge numbers the emotions, for messages."""
+
+_HIDDEN: Final = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 _SHOWN: Final = 10
-HIDDEN: Final = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 
 class SourceError(ValueError):
@@ -32,7 +41,7 @@ class Contents:
 
     Attributes:
         faces: the faces of each role that is there, in the canonical order; at least one role.
-        told_by: what told the roles: ``file names``, ``folders``, ``Usage column`` or ``files``.
+        told_by: what told the roles: ``file names``, ``folders``, ``Usage column``, ``files`` or ``generator``.
         skipped: items passed over under ``on_bad="skip"``.
         converted: how many images came in another size or mode and were turned into grey 48×48.
     """
@@ -64,9 +73,8 @@ class BadItems:
         if not self.skipped or self._on_bad == "skip":
             return
         lines = [f"{item.name}: {item.reason}" for item in self.skipped[:_SHOWN]]
-        more = len(self.skipped) - len(lines)
-        if more:
-            lines.append(f"and {more:,} more")
+        if len(self.skipped) > _SHOWN:
+            lines.append(f"and {len(self.skipped) - _SHOWN:,} more")
         count = "1 bad item" if len(self.skipped) == 1 else f"{len(self.skipped):,} bad items"
         raise SourceError(
             f"{count} in {self._location}:\n  "
@@ -74,14 +82,76 @@ class BadItems:
             + '\nMend or remove what is named, or read with on_bad="skip" to go on without it.'
         )
 
+    def nothing_left(self) -> SourceError:
+        """Return the error to raise where no face is left, with the reasons that are known."""
+        reasons = "".join(f"\n  {item.name}: {item.reason}" for item in self.skipped[:_SHOWN])
+        return SourceError(f"{self._location} holds no face that can be read{':' if reasons else '.'}{reasons}")
+
+
+def arrange(
+    chunks: list[tuple[Images, Digests]], targets: Targets, roles: npt.NDArray[np.int8], names: Names
+) -> dict[Role, Faces]:
+    """Return the faces of each role in the canonical order; ``chunks`` is emptied on the way to save memory.
+
+    Args:
+        chunks: images uint8 (n, 48, 48) and their digests, N together.
+        targets: int64 (N,).
+        roles: int8 (N,), indices into `ROLES`.
+        names: (N,).
+    """
+    digest = np.concatenate([chunk[1] for chunk in chunks]) if chunks else np.zeros(0, "S32")
+    order = np.lexsort((targets, digest, roles))
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    images = np.empty((len(order), SIZE, SIZE), np.uint8)
+    start = 0
+    chunks.reverse()
+    while chunks:
+        chunk, _ = chunks.pop()
+        images[rank[start : start + len(chunk)]] = chunk
+        start += len(chunk)
+    bounds = np.searchsorted(roles[order], np.arange(len(ROLES) + 1))
+    everything = Faces(images, targets[order], names[order], digest[order])
+    return {
+        role: everything.select(slice(first, last))
+        for role, first, last in zip(ROLES, bounds[:-1], bounds[1:], strict=True)
+        if first < last
+    }
+
+
+def label_target(label: str, role: Role) -> int:
+    """Return the canonical target of a label as the challenge numbers it; nothing and -1 mean unlabelled.
+
+    Raises:
+        ValueError: the label is none of 0 to 6, or a training face has none.
+    """
+    if label in ("", "-1"):
+        if role in ("all", "train"):
+            raise ValueError(f"has no emotion, and a training face needs one: {LABELS}")
+        return UNLABELLED
+    if label not in ("0", "1", "2", "3", "4", "5", "6"):
+        raise ValueError(f"emotion is {label}; expected {LABELS}, or -1 where unlabelled")
+    return FROM_CHALLENGE[int(label)]
+
+
+def wrong_count(count: int) -> ValueError:
+    """Return the error of a row that has another number of pixels than a face."""
+    return ValueError(f"has {count:,} pixels; expected {PIXELS:,} ({SIZE} × {SIZE})")
+
+
+def wrong_pixel(index: int, value: object) -> ValueError:
+    """Return the error of a row with a pixel that is no whole number from 0 to 255."""
+    return ValueError(f"pixel {index} is {value}; expected a whole number from 0 to 255")
+
 
 def hidden(name: str) -> bool:
-    """Tell whether a file or folder is one that operating systems leave about (``.DS_Store``, ``Thumbs.db``, any name
-    that begins with a dot): such names are passed over without a word.
+    """Tell whether a name is one that operating systems leave about (``.DS_Store``, ``Thumbs.db``, anything that begins
+    with a dot): files and folders of such names are passed over without a word.
     """
-    return name.startswith(".") or name.lower() in HIDDEN
+    return name.startswith(".") or name.lower() in _HIDDEN
 
 
-def stamp_of(status: os.stat_result) -> tuple[int, int, int]:
-    """Return (size, modification time, change time) in bytes and nanoseconds: what changes when a file does."""
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+def stamp(files: Sequence[Path]) -> str:
+    """Return text that changes when a file does: names, sizes and times."""
+    states = [(path.name, os.stat(path)) for path in files]
+    return " ".join(f"{name!r} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}" for name, s in states)
