@@ -1,0 +1,547 @@
+"""What is wrong with the data: copies, leakage between the parts, conflicting labels, pictures without a face.
+
+    python -m fer_utils.audit DATA --json
+
+FER2013 was collected by image search, and the same photograph was found more than once. A face of the test part that
+was also trained on is remembered rather than recognised, so scores are reported for all faces and for those without a
+copy.
+
+**Exact copies** have equal pixels, by the digest of `fer_utils.faces.digests`. **Near copies** show the same photograph
+with other pixels: another crop, another size before the crop, a watermark, other contrast, or mirrored. They are found
+in two steps, `_candidates` and `_verify`; the thresholds and what was seen at each are at the constants below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import fft
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from fer_utils import sources
+from fer_utils.emotions import EMOTIONS, UNLABELLED
+from fer_utils.faces import PARTS, SIZE, Faces, Images, Part, Splits, describe
+
+Kind = Literal["exact", "near"]
+"""Which copies count: those with equal pixels, or those and the near ones too."""
+
+Mask = npt.NDArray[np.bool_]
+Indexes = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+HASH_SIZE: Final = 9
+"""The perceptual hash is made of this many of the lowest frequencies of the cosine transform along each axis."""
+
+HASH_CORRELATION: Final = 0.60
+"""Pairs whose hashes correlate more are verified."""
+
+VERIFY_ALL_BELOW: Final = 128
+"""Among fewer different images every pair is verified: too few to scale the hash by."""
+
+DETAIL_SIGMA: Final = 3.0
+"""Detail is what a Gaussian of this standard deviation, in pixels, takes away."""
+
+MAX_SHIFT: Final = 3
+"""Crops that differ by up to so many pixels along an axis are aligned."""
+
+DETAIL_CORRELATION: Final = 0.70
+"""Pairs whose details correlate at least so much are near copies."""
+
+NEARLY_BLANK_SHARE: Final = 0.70
+"""An image is nearly blank when one grey level covers at least this share of it."""
+
+NEARLY_BLANK_DEVIATION: Final = 2.0
+"""An image is nearly blank, too, when its grey levels' standard deviation is below this."""
+
+_BLOCK: Final = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class NearCopies:
+    """Pairs of different images that show the same photograph, each pair once.
+
+    Attributes:
+        left, right: int64 (P,), indexes of the images, left below right.
+        correlation: float32 (P,), of their details once aligned, `DETAIL_CORRELATION` to 1.
+        mirrored: bool (P,), whether right had to be mirrored.
+        shift: int64 (P, 2), by how many pixels (down, right) left's crop differs, each within ±`MAX_SHIFT`.
+    """
+
+    left: Indexes
+    right: Indexes
+    correlation: Floats
+    mirrored: Mask
+    shift: Indexes
+
+    def __len__(self) -> int:
+        return len(self.left)
+
+
+def near_copies(images: Images, threshold: float = DETAIL_CORRELATION) -> NearCopies:
+    """Find the pairs of images that show the same photograph, mirrored or not.
+
+    Args:
+        images: uint8 (N, 48, 48), all different. Constant ones have no detail and are in no pair.
+        threshold: least correlation of details.
+    """
+    found: list[tuple[npt.NDArray[Any], ...]] = []
+    for left, right, mirrored in _candidates(images):
+        correlation, shift = _verify(images, left, right, mirrored)
+        copies = correlation >= threshold
+        found.append((left[copies], right[copies], correlation[copies], np.full(copies.sum(), mirrored), shift[copies]))
+    if not found:
+        none = np.zeros(0, np.int64)
+        return NearCopies(none, none, np.zeros(0, np.float32), np.zeros(0, bool), np.zeros((0, 2), np.int64))
+    left, right, correlation, mirrors, shift = (np.concatenate(column) for column in zip(*found, strict=True))
+    # A symmetric face may match both ways: the better match stays.
+    order = np.lexsort((-correlation, right, left))
+    first = np.ones(len(order), bool)
+    first[1:] = (np.diff(left[order]) != 0) | (np.diff(right[order]) != 0)
+    best = order[first]
+    return NearCopies(left[best], right[best], correlation[best], mirrors[best], shift[best])
+
+
+def _candidates(images: Images) -> Iterator[tuple[Indexes, Indexes, bool]]:
+    """Yield pairs worth a look, a block at a time: (left, right, whether right is mirrored), left below right.
+
+    The hash is the perceptual hash of Zauner (2010, "Implementation and benchmarking of perceptual image hash
+    functions") without its last step: the low frequencies of the cosine transform, each centred and scaled by its
+    standard deviation over the images, compared by correlation rather than turned into bits. Mirroring an image turns
+    the sign of its odd horizontal frequencies, so a mirrored face needs no hash of its own. All pairs are compared, as
+    matrix products.
+    """
+    hashes = _hashes(images)
+    proper = np.flatnonzero(np.abs(hashes).max(axis=1, initial=0) > 1e-3)
+    odd = np.tile(np.arange(HASH_SIZE) % 2 == 1, HASH_SIZE)[1:]
+    if len(proper) < VERIFY_ALL_BELOW:
+        left, right = np.triu_indices(len(proper), 1)
+        for mirrored in (False, True):
+            yield proper[left], proper[right], mirrored
+        return
+    hashes = hashes[proper]
+    # The mean face is symmetric: its odd frequencies are zero but for chance, and centring them would break the mirror.
+    hashes -= np.where(odd, 0, hashes.mean(axis=0))
+    hashes /= np.sqrt((hashes**2).mean(axis=0)) + 1e-6
+    hashes /= np.linalg.norm(hashes, axis=1, keepdims=True) + 1e-6
+    mirrored_hashes = np.where(odd, -hashes, hashes)
+    for start in range(0, len(hashes), _BLOCK):
+        block = hashes[start : start + _BLOCK]
+        for mirrored, others in ((False, hashes), (True, mirrored_hashes)):
+            correlation = block @ others[start:].T
+            left, right = np.divmod(np.flatnonzero(correlation > HASH_CORRELATION), correlation.shape[1])
+            upper = left < right
+            yield proper[start + left[upper]], proper[start + right[upper]], mirrored
+
+
+def _hashes(images: Images) -> Floats:
+    """Return the lowest cosine frequencies of each image but its brightness, float32 (N, HASH_SIZE² - 1)."""
+    hashes = np.empty((len(images), HASH_SIZE * HASH_SIZE - 1), np.float32)
+    for start in range(0, len(images), _BLOCK):
+        frequencies = fft.dctn(images[start : start + _BLOCK].astype(np.float32), axes=(1, 2), norm="ortho")
+        low = frequencies[:, :HASH_SIZE, :HASH_SIZE]
+        hashes[start : start + _BLOCK] = low.reshape(len(low), -1)[:, 1:]
+    return hashes
+
+
+def _detail(images: Images) -> Floats:
+    """Return the images less their blurred selves, float32 (N, 48, 48)."""
+    blur = np.exp(-0.5 * (DETAIL_SIGMA * np.pi / SIZE * np.arange(SIZE, dtype=np.float32)) ** 2)
+    frequencies = fft.dctn(images.astype(np.float32), axes=(1, 2), norm="ortho")
+    frequencies *= 1 - blur[:, None] * blur
+    detail: Floats = fft.idctn(frequencies, axes=(1, 2), norm="ortho", overwrite_x=True)
+    return detail
+
+
+def _verify(images: Images, left: Indexes, right: Indexes, mirrored: bool) -> tuple[Floats, Indexes]:
+    """Return the correlation of details of each pair at its best shift, (P,), and that shift, (P, 2).
+
+    The centre of right, 42 pixels wide, is laid on left at all 49 shifts; with both standardised their mean squared
+    difference is ``2 - 2 × correlation``, so this is the pixel distance after light, contrast and crop are taken out.
+    """
+    correlations, shifts = np.empty(len(left), np.float32), np.empty((len(left), 2), np.int64)
+    inner, places = SIZE - 2 * MAX_SHIFT, 2 * MAX_SHIFT + 1
+    # window[y, s] is 1 where row y lies in the window that starts at s: sums over all windows are two matrix products.
+    window = (np.arange(SIZE)[:, None] - np.arange(places)).astype(np.float32)
+    window = ((window >= 0) & (window < inner)).astype(np.float32)
+    for start in range(0, len(left), _BLOCK):
+        these = slice(start, start + _BLOCK)
+        field, template = _detail(images[left[these]]), _detail(images[right[these]])
+        if mirrored:
+            template = template[:, :, ::-1]
+        template = template[:, MAX_SHIFT:-MAX_SHIFT, MAX_SHIFT:-MAX_SHIFT]
+        template = template - template.mean(axis=(1, 2), keepdims=True)
+        scale = np.sqrt((template**2).sum(axis=(1, 2)))
+        spectrum = fft.rfft2(field) * np.conj(fft.rfft2(template, s=(SIZE, SIZE)))
+        products = fft.irfft2(spectrum, s=(SIZE, SIZE))[:, :places, :places]
+        sums, squares = window.T @ field @ window, window.T @ field**2 @ window
+        scales = np.sqrt(np.maximum(squares - sums**2 / inner**2, 0)) * scale[:, None, None]
+        # A window without detail (below one grey level) is like nothing.
+        quotient = np.where(scales > inner**2, products / np.maximum(scales, 1), 0).reshape(len(field), -1)
+        best = quotient.argmax(axis=1)
+        correlations[these] = quotient[np.arange(len(best)), best]
+        shifts[these] = np.stack(np.divmod(best, places), axis=1) - MAX_SHIFT
+    return correlations, shifts
+
+
+def constant(images: Images) -> Mask:
+    """Return which images have one grey level only, bool (N,)."""
+    flat = images.reshape(len(images), -1)
+    same: Mask = (flat == flat[:, :1]).all(axis=1)
+    return same
+
+
+def nearly_blank(images: Images) -> Mask:
+    """Return which images show next to nothing without being constant, bool (N,).
+
+    See `NEARLY_BLANK_SHARE` and `NEARLY_BLANK_DEVIATION`.
+    """
+    flat = images.reshape(len(images), -1)
+    found = np.zeros(len(flat), bool)
+    for start in range(0, len(flat), _BLOCK):
+        block = flat[start : start + _BLOCK]
+        counts = np.zeros((len(block), 256), np.int64)
+        np.add.at(counts, (np.arange(len(block))[:, None], block), 1)
+        found[start : start + _BLOCK] = (counts.max(axis=1) >= NEARLY_BLANK_SHARE * flat.shape[1]) | (
+            block.std(axis=1) < NEARLY_BLANK_DEVIATION
+        )
+    return found & ~constant(images)
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """What was found. Arrays are by face, train, val and test one after the other.
+
+    Attributes:
+        splits: the faces that were looked at.
+        part: (N,) of text, the face's part.
+        index: int64 (N,), its place in its part.
+        target: int64 (N,), its target.
+        image: int64 (N,), number of its picture: exact copies share it.
+        constant, blank: bool (N,), one grey level; nearly so.
+        near: pairs of pictures that are near copies, by number; None where they were not looked for.
+    """
+
+    splits: Splits
+    part: npt.NDArray[np.object_]
+    index: Indexes
+    target: Indexes
+    image: Indexes
+    constant: Mask
+    blank: Mask
+    near: NearCopies | None
+
+    # -- counts --------------------------------------------------------------------------------------------------------
+
+    @property
+    def faces(self) -> int:
+        """Faces in all parts."""
+        return len(self.image)
+
+    @cached_property
+    def unique(self) -> int:
+        """Different pictures among them."""
+        return int(self.image.max(initial=-1)) + 1
+
+    @property
+    def extra_copies(self) -> int:
+        """Faces that could go without a picture being lost."""
+        return self.faces - self.unique
+
+    def copies(self, part: Part, of: Part, kind: Kind = "exact") -> int:
+        """Return how many faces of ``part`` have a copy in the part ``of``; where both are one part, another face."""
+        return int(self._copied(of, kind)[self.part == part].sum())
+
+    def leakage(self, kind: Kind = "exact") -> pd.DataFrame:
+        """Return `copies` for each part (rows) and the part that it is looked for in (columns)."""
+        table = [[self.copies(part, of, kind) for of in PARTS] for part in PARTS]
+        return pd.DataFrame(table, index=pd.Index(PARTS, name="faces of"), columns=pd.Index(PARTS, name="copy in"))
+
+    def counts(self) -> dict[str, int]:
+        """Return the numbers that tell the whole, those of near copies only where they were looked for."""
+        counts = {
+            "faces": self.faces,
+            "unique": self.unique,
+            "extra_copies": self.extra_copies,
+            "test_in_train": self.copies("test", "train"),
+            "test_in_val": self.copies("test", "val"),
+            "val_in_train": self.copies("val", "train"),
+            "conflicting_groups": len(self.conflicts("exact")),
+            "constant": int(self.constant.sum()),
+            "nearly_blank": int(self.blank.sum()),
+        }
+        if self.near is not None:
+            counts |= {
+                "near_pairs": len(self.near),
+                "near_mirrored_pairs": int(self.near.mirrored.sum()),
+                "near_groups": int(self.groups("near")["group"].nunique()),
+                "near_conflicting_groups": len(self.conflicts("near")),
+                "test_in_train_near": self.copies("test", "train", "near"),
+                "test_in_val_near": self.copies("test", "val", "near"),
+                "val_in_train_near": self.copies("val", "train", "near"),
+            }
+        return counts
+
+    # -- masks ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def clean(self) -> dict[Part, Mask]:
+        """Mask of each part: test faces without an exact copy in train or val, val faces without one in train.
+
+        Train faces, which the others are held against, are all True.
+        """
+        return self._clean("exact")
+
+    @cached_property
+    def clean_near(self) -> dict[Part, Mask]:
+        """As `clean`, without near copies too.
+
+        Raises:
+            ValueError: near copies were not looked for.
+        """
+        return self._clean("near")
+
+    def _clean(self, kind: Kind) -> dict[Part, Mask]:
+        in_train = self._copied("train", kind)
+        leaked: dict[Part, Mask] = {
+            "train": np.zeros(self.faces, bool),
+            "val": in_train,
+            "test": in_train | self._copied("val", kind),
+        }
+        return {part: ~leaked[part][self.part == part] for part in PARTS}
+
+    def _copied(self, of: Part, kind: Kind) -> Mask:
+        """Return which faces have a copy among the other faces of the part ``of``, bool (N,)."""
+        there = np.bincount(self.image[self.part == of], minlength=self.unique)
+        copied: Mask = there[self.image] - (self.part == of) > 0
+        if kind == "near":
+            near = self._near()
+            beside = np.zeros(self.unique, bool)
+            beside[near.left[there[near.right] > 0]] = True
+            beside[near.right[there[near.left] > 0]] = True
+            copied |= beside[self.image]
+        return copied
+
+    def _near(self) -> NearCopies:
+        if self.near is None:
+            raise ValueError("near copies were not looked for: call audit with near=True")
+        return self.near
+
+    # -- tables --------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """A row per face: part, index, name, digest, target, emotion, constant, blank, clean; clean_near if known."""
+        parts = [faces for _, faces in self.splits]
+        table = pd.DataFrame(
+            {
+                "part": self.part,
+                "index": self.index,
+                "name": np.concatenate([faces.names.astype(object) for faces in parts]),
+                "digest": np.concatenate([faces.digests for faces in parts]).astype(str),
+                "target": self.target,
+                "emotion": _emotion(self.target),
+                "constant": self.constant,
+                "blank": self.blank,
+                "clean": np.concatenate([self.clean[part] for part in PARTS]),
+            }
+        )
+        if self.near is not None:
+            table["clean_near"] = np.concatenate([self.clean_near[part] for part in PARTS])
+        return table
+
+    def groups(self, kind: Kind = "exact") -> pd.DataFrame:
+        """Return a row per face that has a copy: group, part, index, name, target, emotion, conflicting.
+
+        Near copies are put in one group when a chain of pairs leads from one to the other. ``conflicting`` says that
+        the group has more than one label; faces without a label agree with all. Groups are in the order of their first
+        face.
+        """
+        group = _group(self.image, self._near() if kind == "near" else None)
+        table = self.table[["part", "index", "name", "target", "emotion"]].copy()
+        table.insert(0, "group", group)
+        table["conflicting"] = _conflicting(group, self.target)[group]
+        table = table[np.bincount(group)[group] > 1] if len(group) else table
+        table["group"] = pd.factorize(table["group"])[0]
+        return table.sort_values("group", kind="stable").reset_index(drop=True)
+
+    def pairs(self) -> pd.DataFrame:
+        """Return a row per pair of near copies, best first: part, index, name, target of both, and how they match.
+
+        A picture that is there more than once is told by its first face.
+        """
+        near = self._near()
+        _, first = np.unique(self.image, return_index=True)
+        columns: dict[str, npt.NDArray[Any]] = {}
+        for side, images in (("left", near.left), ("right", near.right)):
+            rows = self.table[["part", "index", "name", "target", "emotion"]].iloc[first[images]]
+            columns |= {f"{column}_{side}": rows[column].to_numpy() for column in rows}
+        table = pd.DataFrame(columns).assign(
+            correlation=near.correlation,
+            mirrored=near.mirrored,
+            shift_down=near.shift[:, 0],
+            shift_right=near.shift[:, 1],
+        )
+        return table.sort_values("correlation", ascending=False, kind="stable", ignore_index=True)
+
+    def conflicts(self, kind: Kind = "exact") -> list[Faces]:
+        """Return the groups of copies with more than one label, each as its faces, the largest first."""
+        rows = self.groups(kind)
+        rows = rows[rows["conflicting"]]
+        found = [self.select(group) for _, group in rows.groupby("group")]
+        return sorted(found, key=len, reverse=True)
+
+    def select(self, rows: pd.DataFrame) -> Faces:
+        """Return the faces that the ``part`` and ``index`` of some rows of a table name, in the rows' order."""
+        return Faces.concatenate(
+            [
+                self.splits[part].select(np.array([index], np.int64))
+                for part, index in zip(rows["part"], rows["index"], strict=True)
+            ]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all for ``audit.json``: counts, leakage, names of faces in conflict or blank, unclean digests."""
+        kinds: list[Kind] = ["exact"] if self.near is None else ["exact", "near"]
+        constant, blank = self.table[self.constant], self.table[self.blank]
+        return {
+            "counts": self.counts(),
+            "leakage": {kind: self.leakage(kind).to_dict(orient="index") for kind in kinds},
+            "conflicts": {
+                kind: [
+                    [
+                        {"name": str(name), "emotion": emotion}
+                        for name, emotion in zip(f.names, _emotion(f.targets), strict=True)
+                    ]
+                    for f in self.conflicts(kind)
+                ]
+                for kind in kinds
+            },
+            "constant": [f"{part}: {name}" for part, name in zip(constant["part"], constant["name"], strict=True)],
+            "nearly_blank": [f"{part}: {name}" for part, name in zip(blank["part"], blank["name"], strict=True)],
+            "unclean": {
+                kind: {
+                    part: sorted({str(d, "ascii") for d in self.splits[part].digests[~clean[part]]})
+                    for part in ("val", "test")
+                }
+                for kind, clean in (("exact", self.clean), *((("near", self.clean_near),) if self.near else ()))
+            },
+            "thresholds": {
+                "hash_correlation": HASH_CORRELATION,
+                "detail_correlation": DETAIL_CORRELATION,
+                "max_shift": MAX_SHIFT,
+                "nearly_blank_share": NEARLY_BLANK_SHARE,
+                "nearly_blank_deviation": NEARLY_BLANK_DEVIATION,
+            },
+        }
+
+
+def audit(splits: Splits, *, near: bool = True) -> Audit:
+    """Look for copies, conflicting labels and blank images in all parts.
+
+    Args:
+        splits: the faces; parts may be empty or unlabelled.
+        near: look for near copies too, which takes most of the time.
+    """
+    parts = [faces for _, faces in splits]
+    images = np.concatenate([faces.images for faces in parts])
+    _, first, image = np.unique(
+        np.concatenate([faces.digests for faces in parts]), return_index=True, return_inverse=True
+    )
+    # Numbered by first appearance, so that groups come in the order of the faces.
+    rank = np.argsort(np.argsort(first))
+    return Audit(
+        splits=splits,
+        part=np.concatenate([np.full(len(faces), part, object) for part, faces in splits]),
+        index=np.concatenate([np.arange(len(faces)) for faces in parts]),
+        target=np.concatenate([faces.targets for faces in parts]),
+        image=rank[image],
+        constant=constant(images),
+        blank=nearly_blank(images),
+        near=near_copies(images[np.sort(first)]) if near else None,
+    )
+
+
+def deduplicate(faces: Faces, how: Literal["exact", "near", "none"]) -> Faces:
+    """Return ``faces`` with one face of each group of copies, in their order.
+
+    Of a group whose labels conflict none is kept, since nothing tells which label is right; of any other the first.
+    With ``near`` a group holds near copies too, as `Audit.groups` makes them; constant images are copies only of their
+    like.
+
+    Raises:
+        ValueError: ``how`` is none of the three.
+    """
+    if how == "none":
+        return faces
+    if how not in get_args(Kind):
+        raise ValueError(f"copies can be left out by 'exact', 'near' or 'none', not by {how!r}")
+    _, first, image = np.unique(faces.digests, return_index=True, return_inverse=True)
+    group = _group(image, near_copies(faces.images[first]) if how == "near" else None)
+    _, kept = np.unique(group, return_index=True)
+    kept = kept[~_conflicting(group, faces.targets)]
+    return faces.select(np.sort(kept))
+
+
+def _group(image: Indexes, near: NearCopies | None) -> Indexes:
+    """Return the number of each face's group, 0 to the last, from the number of its picture and pairs of pictures."""
+    if near is None or not len(image):
+        return image
+    size = int(image.max()) + 1
+    graph = coo_matrix((np.ones(len(near), bool), (near.left, near.right)), shape=(size, size))
+    joined: Indexes = connected_components(graph, directed=False)[1].astype(np.int64)
+    return joined[image]
+
+
+def _conflicting(group: Indexes, targets: Indexes) -> Mask:
+    """Return which groups hold more than one label, bool (groups,)."""
+    size = int(group.max(initial=-1)) + 1
+    labelled = targets != UNLABELLED
+    different = np.unique(np.stack([group[labelled], targets[labelled]]), axis=1)
+    return np.bincount(different[0], minlength=size) > 1
+
+
+def _emotion(targets: Indexes) -> list[str]:
+    return [EMOTIONS[target] if target != UNLABELLED else "" for target in targets]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print what is found in some data. The parts are as published: no face is cut off for validation."""
+    parser = argparse.ArgumentParser(prog="python -m fer_utils.audit", description=main.__doc__)
+    parser.add_argument("data", nargs="?", default="auto", help="auto, synthetic, kaggle or a path (default: auto)")
+    parser.add_argument("--json", action="store_true", help="print the counts as one JSON object")
+    parser.add_argument("--exact-only", action="store_true", help="do not look for near copies")
+    parser.add_argument(
+        "--val-fraction",
+        type=float,
+        default=0.0,
+        help="share of the training faces to set apart for validation; 0, the default, holds all that is not training "
+        "against all that is",
+    )
+    chosen = parser.parse_args(arguments)
+    try:
+        splits = sources.load(chosen.data, val_fraction=chosen.val_fraction)
+    except sources.SourceError as error:
+        print(f"audit: {error}", file=sys.stderr)
+        return 1
+    counts = audit(splits, near=not chosen.exact_only).counts()
+    if chosen.json:
+        print(json.dumps(counts, indent=2))
+        return 0
+    print(describe(splits))
+    for name, count in counts.items():
+        print(f"{name.replace('_', ' '):>26}  {count:,}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
