@@ -66,10 +66,14 @@ class Preprocessing:
 
     def normalize(self, images: Tensor) -> Tensor:
         """Return network input from float images (B, 1 or 3, S, S) in [0, 1]; grey is repeated where it must be."""
-        mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, dtype=images.dtype, device=images.device).view(1, -1, 1, 1)
-        # (1 - mean) / std broadcasts a single grey channel over three: repeating comes for free.
-        return (images - mean) / std
+        # Filled on the device: a copy from the host would make the host wait for a GPU.
+        mean, std = (
+            torch.cat([torch.full((1, 1, 1, 1), v, dtype=images.dtype, device=images.device) for v in values], dim=1)
+            for values in (self.mean, self.std)
+        )
+        # The difference broadcasts a single grey channel over three: repeating comes for free. A second new tensor
+        # would cost more than all the arithmetic here.
+        return (images - mean).div_(std)
 
     def __call__(self, images: Tensor, size: int | None = None) -> Tensor:
         """Return network input (B, channels, S, S) float32 from uint8 faces (B, H, W) or (B, 1, H, W).
