@@ -28,6 +28,7 @@ from nbclient.exceptions import DeadKernelError
 from nbconvert.exporters import HTMLExporter
 from nbconvert.preprocessors import TagRemovePreprocessor
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
 
 from fer_utils import recipe as recipes
 from fer_utils import runs
@@ -142,7 +143,7 @@ def headline(run: Run) -> list[str]:
             scores, faces = found.measured(name).scores, found.metrics["faces"][name]
             accuracy = scores["accuracy"]
             lines.append(
-                f"{title:24} accuracy {accuracy.value:6.2%} [{accuracy.low:.2%} to {accuracy.high:.2%}], "
+                f"{title:26} accuracy {accuracy.value:6.2%} [{accuracy.low:.2%} to {accuracy.high:.2%}], "
                 f"macro F1 {scores['macro_f1'].value:6.2%}, loss {scores['nll'].value:.3f}, {faces:,} faces"
             )
     banner = ["The faces are synthetic: these numbers measure nothing."] if found.metrics["data"]["synthetic"] else []
@@ -196,14 +197,13 @@ def _check(given: Mapping[str, Any], declared: Mapping[str, Sequence[str]], rese
 
 
 def _execute(source: Path, target: Path, parameters: Mapping[str, Any], tell: _Teller) -> None:
-    titles = _titles(source)
+    sections = _sections(source)
+    # By id, since papermill adds a cell of its own.
+    ids = [cell.id for cell in nbformat.read(source, as_version=4).cells if cell.cell_type == "code"]
 
     def started(cell: nbformat.NotebookNode, cell_index: int) -> None:
-        if cell.cell_type == "code":
-            # papermill adds a cell of its own, so cells are known by their ids.
-            number, title = titles.get(str(cell.get("id")), (0, ""))
-            if title:
-                tell.line(f"  cell {number} of {len(titles)}: {title}")
+        if cell.get("id") in sections:
+            tell.line(f"  {sections[cell.id]} ({ids.index(cell.id)} of {len(ids)} cells done)")
 
     # A kernel called python3 in the user's home may belong to another Python.
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
@@ -216,6 +216,8 @@ def _execute(source: Path, target: Path, parameters: Mapping[str, Any], tell: _T
             stdout_file=tell,
             stderr_file=tell,
             on_cell_start=started,
+            # Nobody else on the machine can read what goes between this process and the kernel.
+            config=Config(KernelManager={"transport_encryption": "auto"}),
         )
     except PapermillExecutionError as error:
         where = "\n".join(_ANSI.sub("", line) for line in error.traceback)
@@ -229,17 +231,16 @@ def _execute(source: Path, target: Path, parameters: Mapping[str, Any], tell: _T
         ) from error
 
 
-def _titles(notebook: Path) -> dict[str, tuple[int, str]]:
-    """Return number and nearest heading above of each code cell, by the cell's id."""
-    titles: dict[str, tuple[int, str]] = {}
-    heading = ""
+def _sections(notebook: Path) -> dict[str, str]:
+    """Return the headings of a notebook by the id of the first code cell below each."""
+    sections, heading = {}, None
     for cell in nbformat.read(notebook, as_version=4).cells:
         if cell.cell_type == "markdown":
             found = re.findall(r"^#+ +(.+)$", cell.source, flags=re.MULTILINE)
             heading = found[-1] if found else heading
-        elif cell.cell_type == "code":
-            titles[cell.id] = (len(titles) + 1, heading)
-    return titles
+        elif cell.cell_type == "code" and heading is not None:
+            sections[cell.id], heading = heading, None
+    return sections
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

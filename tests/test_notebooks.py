@@ -184,7 +184,7 @@ def test_the_suite_runs_from_the_root(suite_run: tuple[Run, str]) -> None:
     # What is being done, all along: notebooks, cells, the training's line per epoch.
     for number, name in enumerate(SUITE, start=1):
         assert f"[{number}/{len(SUITE)}] {name}" in printed
-    assert re.search(r"cell \d+ of \d+: ", printed)
+    assert re.search(r"\(\d+ of \d+ cells done\)", printed)
     assert len(re.findall(r"epoch +\d+", printed)) >= 2
     # And in the end where the report is.
     assert printed.splitlines()[-1] == f"report: {run.file('report.html')}"

@@ -121,7 +121,9 @@ def test_notebooks_run_in_order_on_one_run_in_the_working_directory(
     assert all(run.has(f"{name}.html") for name in ("1_first", "2_second"))
     # What is told: each notebook, its cells by heading, and what the notebook prints.
     assert re.search(
-        r"\[1/2\] 1_first.*cell 2 of 2: What it was given.*epoch 1 of 1.*\[2/2\] 2_second", told(lines), re.DOTALL
+        r"\[1/2\] 1_first.*What it was given .1 of 2 cells done..*epoch 1 of 1.*\[2/2\] 2_second",
+        told(lines),
+        re.DOTALL,
     )
     assert all(re.match(r" *\d+:\d\d  ", line) for line in lines)
 
