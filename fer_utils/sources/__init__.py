@@ -5,21 +5,55 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from fer_utils.faces import Faces, Splits, cut
+from fer_utils.faces import Faces, Names, Splits, cut
 from fer_utils.files import ROOT
 from fer_utils.sources.reading import Contents, OnBad, Role, SourceError, hidden
 
-__all__ = ["SourceError", "load"]
+__all__ = ["SourceError", "load", "row_numbers"]
 
 VAL_FRACTION: Final = 0.1
 TEST_FRACTION: Final = 0.1
-_TABLES: Final = ("fer2013.csv", "icml_face_data.csv", "train.csv")
+
+Layout = Literal["folder", "csv", "parquet"]
+
+_TABLES: Final[dict[str, tuple[Layout, Role]]] = {
+    "fer2013.csv": ("csv", "all"),
+    "icml_face_data.csv": ("csv", "all"),
+    "train.csv": ("csv", "train"),
+    "test.csv": ("csv", "test"),
+    "df_train.parquet.gzip": ("parquet", "train"),
+    "df_test.parquet.gzip": ("parquet", "test"),
+    "df_train.parquet": ("parquet", "train"),
+    "df_test.parquet": ("parquet", "test"),
+}
+"""Names of published tables, and what each holds."""
+
+_LOOKED_FOR: Final = (
+    "folders train, validation and test with a folder for each emotion in them (train/angry/...), or emotion folders "
+    "alone; fer2013.csv; icml_face_data.csv; train.csv and test.csv; df_train.parquet.gzip and df_test.parquet.gzip; "
+    "or one folder that holds one of these"
+)
+_DEPTH: Final = 3
+"""How many folders that hold one folder each are gone into."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A layout that was found: a folder's tree at ``path``, or the tables of ``files``."""
+
+    layout: Layout
+    path: Path
+    files: dict[Role, Path]
 
 
 def load(
@@ -27,128 +61,227 @@ def load(
     *,
     val_fraction: float | None = None,
     split_seed: int = 0,
-    on_bad: Literal["raise", "skip"] = "raise",
+    on_bad: OnBad = "raise",
     cache: bool = True,
 ) -> Splits:
     """Return the training, validation and test faces of ``data``.
 
+    The parts are made by the first of these rules that fits; ``Splits.rule`` says which did. Training, PublicTest and
+    PrivateTest become train, val and test where file names or the Usage column tell all three. The folders train,
+    validation and test are taken as they are. With training faces and one other part, that part is the test set and a
+    tenth of the training faces is cut off for validation. With no parts, a tenth is cut off for test and a tenth for
+    validation. Cuts are stratified and keep exact copies on one side.
+
+    Faces come ordered by (part, pixel digest, target), so that every layout of the same faces gives the same splits
+    and the same fingerprint. Names are file names below the folder, or a table's name and row, counted from 0:
+    ``test[17]``.
+
     Args:
-        data: ``auto``, ``synthetic``, ``synthetic:N``, ``kaggle``, or the path of a folder or file.
-        val_fraction: share of the training faces cut off for validation, 0 to below 1; all else is the test set.
-            None: the parts that the source tells, and a tenth of the training faces where it tells no validation part.
+        data: ``auto``, ``synthetic``, ``synthetic:N`` (N drawn faces), ``kaggle``, or a path: a folder in any published
+            layout, a folder that holds one such folder, or a CSV or parquet file. ``auto`` takes the first of
+            ``$FER_DATA``, ``data/`` at the repository's root, Kaggle's local cache, and synthetic faces; it never
+            touches the network. A relative path starts at the working directory.
+        val_fraction: share of the training faces to cut off for validation, 0 to below 1; all other labelled parts
+            then make up the test set. None: as the source tells, and 0.1 where it tells no validation part.
         split_seed: seed of the cuts.
-        on_bad: ``raise`` an error on a bad item, or ``skip`` it and list it in ``Splits.skipped``.
-        cache: keep what was read in the user's cache directory, and use it while the source is unchanged.
+        on_bad: ``raise`` an error that lists the bad items, or ``skip`` them and list them in ``Splits.skipped``.
+        cache: keep what was read in the user's cache directory (`fer_utils.sources.cache`), and take it from there
+            while the source's names, sizes and times are unchanged.
 
     Raises:
-        SourceError: the data is not there or cannot be read; names the file or row and what to do.
+        SourceError: the data is not there, has no layout that is known or more than one, or holds bad items; or an
+            argument is out of range. Names the place, file or row, and what to do.
     """
     if val_fraction is not None and not 0 <= val_fraction < 1:
-        raise SourceError(f"val_fraction must be at least 0 and below 1, not {val_fraction}")
+        raise SourceError(f"val_fraction is {val_fraction}; expected at least 0 and below 1, or None")
     if on_bad not in ("raise", "skip"):
-        raise SourceError(f"on_bad must be raise or skip, not {on_bad!r}")
-    text = str(data)
+        raise SourceError(f"on_bad is {on_bad!r}; expected raise or skip")
+    if not str(data).strip():
+        raise SourceError(
+            "data is empty; expected auto, synthetic, synthetic:N, kaggle, or the path of a folder or file"
+        )
     note = ""
-    if text == "auto":
-        text, note = _auto()
-    if text == "synthetic" or text.startswith("synthetic:"):
-        contents, source, location = _synthetic(text), "synthetic", text
-    elif text == "kaggle":
+    if data == "auto":
+        data, note = _auto()
+    location = str(data)
+    if isinstance(data, str) and (data == "synthetic" or data.startswith("synthetic:")):
+        contents = _synthetic(data, cache)
+        source = "synthetic"
+    elif data == "kaggle":
         from fer_utils.sources import kaggle
 
-        path = kaggle.cached() or kaggle.download()
-        contents, _ = _read(path, on_bad)
+        contents = _read(_find(kaggle.cached() or kaggle.download()), on_bad, cache)
         source, location = "kaggle", kaggle.HANDLE
     else:
-        path = Path(text).expanduser()
-        contents, source = _read(path, on_bad)
-        location = text
+        place = _find(Path(data).expanduser())
+        contents = _read(place, on_bad, cache)
+        source = place.layout
     train, val, test, rule = _split(contents, val_fraction, split_seed, location)
     return Splits(train, val, test, source, location, note + rule, contents.skipped, contents.converted)
 
 
-def _auto() -> tuple[str, str]:
-    """Return the data that ``auto`` means and, for synthetic faces, why; never asks the network."""
+def row_numbers(names: Names) -> npt.NDArray[np.int64]:
+    """Return the row of each face of a table, int64 (N,), by which its predictions can be put back in order.
+
+    Args:
+        names: names as a table's faces have them, such as ``test[17]``.
+
+    Raises:
+        ValueError: a name is none of a table's row.
+    """
+    texts = [str(name) for name in names]
+    for text in texts:
+        if not (text.endswith("]") and text.rpartition("[")[2][:-1].isdigit()):
+            raise ValueError(f"{text!r} names no row of a table; expected a name such as test[17]")
+    return np.array([int(text.rpartition("[")[2][:-1]) for text in texts], np.int64)
+
+
+def _auto() -> tuple[str | Path, str]:
+    """Return the data that ``auto`` means and, for synthetic faces, why."""
     named = os.environ.get("FER_DATA")
     if named:
-        return named, ""
+        return (named if named.startswith("synthetic") else Path(named)), ""
     place = ROOT / "data"
-    if place.is_dir() and any(not hidden(entry.name) for entry in place.iterdir()):
-        return str(place), ""
+    if place.is_dir() and any(not hidden(name) for name in os.listdir(place)):
+        return place, ""
     from fer_utils.sources import kaggle
 
     if kaggle.cached() is not None:
         return "kaggle", ""
-    return "synthetic", (
-        f"No faces were found ($FER_DATA is not set, {place} is empty, Kaggle's cache has none), so these are drawn. "
-    )
+    nothing = "FER_DATA is not set, data/ is empty and Kaggle's local cache has no copy"
+    return "synthetic", f"No faces were found ({nothing}), so a generator drew some. "
 
 
-def _synthetic(text: str) -> Contents:
-    from fer_utils.sources import synthetic
+def _find(path: Path, depth: int = 0) -> _Place:
+    """Return the layout at ``path``.
 
-    splits = synthetic.generate(int(text.partition(":")[2])) if ":" in text else synthetic.generate()
-    return Contents({part: faces.sorted() for part, faces in splits if len(faces)}, "generator")
-
-
-def _read(path: Path, on_bad: OnBad) -> tuple[Contents, str]:
-    """Find the layout at ``path`` and read it; return the contents and the layout's name."""
-    from fer_utils.sources import csv, folder, parquet
+    Raises:
+        SourceError: nothing is there, nothing that is known, or more than one layout.
+    """
+    from fer_utils.sources import folder
 
     if not path.exists():
-        raise SourceError(f"{path} is not there (looked for {path.resolve()})")
+        named = "$FER_DATA names it; " if str(path) == os.environ.get("FER_DATA") else ""
+        raise SourceError(
+            f"{path} is not there ({named}that is {path.absolute()}). Expected the path of a folder or file, or one of "
+            "auto, synthetic, synthetic:N, kaggle"
+        )
     if path.is_file():
-        if path.suffix.lower() == ".csv":
-            return csv.read({"all": path}, on_bad, path), "csv"
-        return parquet.read({"all": path}, on_bad, path), "parquet"
-    entries = {entry.name: entry for entry in path.iterdir() if not hidden(entry.name)}
-    folders = [name for name, entry in entries.items() if entry.is_dir()]
-    found: dict[str, dict[Role, Path]] = {}
-    if any(folder.is_part(name) or folder.is_emotion(name) for name in folders):
-        found["folder"] = {}
-    for name in _TABLES:
-        if name in entries:
-            found[name] = {"all": entries[name]}
-    if "train.csv" in entries and "test.csv" in entries:
-        found["train.csv"] = {"train": entries["train.csv"], "test": entries["test.csv"]}
-    for suffix in (".parquet.gzip", ".parquet"):
-        if f"df_train{suffix}" in entries:
-            pair: dict[Role, Path] = {"train": entries[f"df_train{suffix}"]}
-            if f"df_test{suffix}" in entries:
-                pair["test"] = entries[f"df_test{suffix}"]
-            found[f"df_train{suffix}"] = pair
-    if not found and len(folders) == 1:
-        return _read(entries[folders[0]], on_bad)
-    if len(found) != 1:
-        raise SourceError(f"{path} holds {'no layout that is known' if not found else ' and '.join(found)}")
-    layout, files = next(iter(found.items()))
-    if layout == "folder":
-        return folder.read(folder.scan(path, on_bad)), "folder"
-    if layout.endswith(".csv"):
-        return csv.read(files, on_bad, path), "csv"
-    return parquet.read(files, on_bad, path), "parquet"
+        layout: Layout | None = "csv" if path.suffix.lower() == ".csv" else None
+        layout = "parquet" if ".parquet" in path.name.lower() else layout
+        if layout is None:
+            raise SourceError(f"{path} is a file whose name ends in neither .csv, .parquet nor .parquet.gzip")
+        return _Place(layout, path, {"all": path})
+    entries = sorted(entry for entry in path.iterdir() if not hidden(entry.name))
+    folders = [entry for entry in entries if entry.is_dir()]
+    found: dict[str, _Place] = {}
+    if any(folder.is_part(entry.name) or folder.is_emotion(entry.name) for entry in folders):
+        found["a folder tree"] = _Place("folder", path, {})
+    for entry in entries:
+        if entry.name.lower() in _TABLES and entry.is_file():
+            layout, role = _TABLES[entry.name.lower()]
+            if role == "all":
+                found[entry.name] = _Place(layout, path, {role: entry})
+            else:
+                # Two tables of one kind, one for training and one for test, are one layout.
+                kind = entry.name.lower().replace(role, "*")
+                found.setdefault(kind, _Place(layout, path, {})).files[role] = entry
+    if not found and len(folders) == 1 and depth < _DEPTH:
+        try:
+            return _find(folders[0], depth + 1)
+        except SourceError:
+            if depth:
+                raise
+    if len(found) == 1:
+        return next(iter(found.values()))
+    there = ", ".join(entry.name for entry in entries[:10]) + (" ..." if len(entries) > 10 else "")
+    if found:
+        raise SourceError(
+            f"{path} holds more than one layout: {', '.join(found)}. Name the one file that is meant, or put each "
+            "layout into a folder of its own"
+        )
+    raise SourceError(f"{path} holds no layout that is known. Looked for: {_LOOKED_FOR}. Found: {there or 'nothing'}")
+
+
+def _read(place: _Place, on_bad: OnBad, use_cache: bool) -> Contents:
+    """Read a layout, or take it from the cache."""
+    from fer_utils.sources import cache, csv, folder, parquet, reading
+
+    files = [place.path, *place.files.values()]
+    key = "\n".join([place.layout, *(str(path.resolve()) for path in files)])
+    with ThreadPoolExecutor(1) as pool:
+        # The entry is read while the source's files are listed: whether it is still good is known when both are there.
+        fetched = pool.submit(cache.load, key) if use_cache else None
+        if place.layout == "folder":
+            tree = folder.scan(place.path, on_bad)
+            stamp = tree.stamp()
+        else:
+            stamp = reading.stamp(list(place.files.values()))
+        kept = fetched.result() if fetched else None
+    if kept is not None and kept[0] == stamp and not (kept[1].skipped and on_bad == "raise"):
+        return kept[1]
+    if place.layout == "folder":
+        contents = folder.read(tree)
+    elif place.layout == "csv":
+        contents = csv.read(place.files, on_bad, place.path)
+    else:
+        contents = parquet.read(place.files, on_bad, place.path)
+    if use_cache:
+        cache.store(key, stamp, contents)
+    return contents
+
+
+def _synthetic(data: str, use_cache: bool) -> Contents:
+    """Draw faces, or take them from the cache: the same as long as the generator is."""
+    from fer_utils.sources import cache, synthetic
+
+    _, colon, count = data.partition(":")
+    if colon and not (count.isascii() and count.isdigit()):
+        raise SourceError(f"data is {data!r}; expected synthetic:N with a number N of faces")
+    generator = Path(synthetic.__file__).read_bytes()
+    stamp = f"{hashlib.blake2b(generator, digest_size=16).hexdigest()} numpy {np.__version__}"
+    kept = cache.load(data) if use_cache else None
+    if kept is not None and kept[0] == stamp:
+        return kept[1]
+    try:
+        splits = synthetic.generate(int(count)) if colon else synthetic.generate()
+    except ValueError as error:
+        raise SourceError(f"data is {data!r}: {error}") from None
+    contents = Contents({part: faces.sorted() for part, faces in splits if len(faces)}, "generator")
+    if use_cache:
+        cache.store(data, stamp, contents)
+    return contents
 
 
 def _split(contents: Contents, val_fraction: float | None, seed: int, location: str) -> tuple[Faces, Faces, Faces, str]:
     """Return train, val and test, each in the canonical order, and a sentence that says how they were made."""
     faces = contents.faces
     share = VAL_FRACTION if val_fraction is None else val_fraction
-    if "all" in faces:
-        rest, test = cut(faces["all"], TEST_FRACTION, seed)
+    if set(faces) <= {"all", "train"}:
+        everything = faces["all"] if "all" in faces else faces["train"]
+        rest, test = cut(everything, TEST_FRACTION, seed)
+        # By default a tenth of all faces; a share that is asked for is one of the faces left for training.
         train, val = cut(rest, share / (1 - TEST_FRACTION) if val_fraction is None else share, seed)
-        return train, val, test, f"no split is told, so 10% were cut off for test and {share:.0%} for validation"
+        rule = (
+            f"The source tells no parts: {len(test) / len(everything):.0%} of its faces were cut off for test and "
+            f"{len(val) / len(everything):.0%} for validation (seed {seed})."
+        )
+        return train, val, test, rule
     if "train" not in faces:
-        raise SourceError(f"{location} has no training faces, only {', '.join(faces)}")
-    train = faces["train"]
+        there = " and ".join(f"{len(part):,} {role}" for role, part in faces.items())
+        raise SourceError(f"{location} has no training faces, only {there} faces; give them together")
     others = [faces[role] for role in ("val", "test") if role in faces]
     if val_fraction is None and len(others) == 2:
         val, test = others
-        return train, val, test, f"train, validation and test as the {contents.told_by} tell"
-    test = Faces.concatenate(others).sorted()
-    train, val = cut(train, share, seed)
-    return train, val, test, f"{share:.0%} of the training part were cut off for validation (seed {seed})"
-
-
-def row_numbers(names: np.ndarray) -> np.ndarray:
-    """Return the row of each face of a table, int64 (N,), from names such as ``test[17]``."""
-    return np.array([int(str(name).rpartition("[")[2].removesuffix("]")) for name in names], np.int64)
+        if not val.labelled:
+            first = val.names[val.targets < 0][0]
+            raise SourceError(f"{location}: {first} is a validation face without an emotion; every one needs it")
+        return faces["train"], val, test, f"Train, validation and test as told by the {contents.told_by}."
+    test = others[0] if len(others) == 1 else Faces.concatenate(others).sorted()
+    train, val = cut(faces["train"], share, seed)
+    what = "the other part is" if len(others) == 1 else "both other parts together are"
+    rule = (
+        f"Training faces as told by the {contents.told_by}, {share:.0%} of them cut off for validation (seed {seed}); "
+        f"{what} the test set."
+    )
+    return train, val, test, rule
