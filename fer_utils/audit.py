@@ -188,7 +188,7 @@ def _verify(images: Images, left: Indexes, right: Indexes, mirrored: bool) -> tu
         # A window without detail (below one grey level) is like nothing.
         quotient = np.where(scales > inner**2, products / np.maximum(scales, 1), 0).reshape(len(field), -1)
         best = quotient.argmax(axis=1)
-        correlations[these] = quotient[np.arange(len(best)), best]
+        correlations[these] = np.minimum(quotient[np.arange(len(best)), best], 1)
         shifts[these] = np.stack(np.divmod(best, places), axis=1) - MAX_SHIFT
     return correlations, shifts
 

@@ -74,6 +74,16 @@ _CONFUSED: Final = np.array(
 )
 
 
+def _spreading(spots: int) -> Floats:
+    """Return the matrix that interpolates ``spots`` values over a picture's pixels, (48, spots)."""
+    place = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE * (spots - 1)
+    spread: Floats = np.maximum(0, 1 - np.abs(place[:, None] - np.arange(spots, dtype=np.float32)))
+    return spread
+
+
+_SPREADING: Final = {spots: _spreading(spots) for spots in (6, 13, 25)}
+
+
 @dataclass(frozen=True)
 class Planted:
     """How many faces of each planted kind a set has. Each copies another face, so the kinds do not meet.
@@ -89,6 +99,8 @@ class Planted:
         train_near: train faces that differ from another train face by slight noise and a shade, labels equal.
         test_near: test faces that differ so from a train face, labels equal.
         constant: train images of one shade each, all of different shades.
+        nearly_blank: train images with a few lines of something like text on one shade, as FER2013 has them where a
+            web site said that the photograph was removed.
     """
 
     train_copies: int
@@ -101,6 +113,7 @@ class Planted:
     train_near: int
     test_near: int
     constant: int
+    nearly_blank: int
 
     @property
     def exact(self) -> int:
@@ -140,6 +153,7 @@ def planted(n: int = 6000) -> Planted:
         train_near=share(0.003),
         test_near=share(0.003),
         constant=min(share(0.001), 200),
+        nearly_blank=share(0.0005),
     )
 
 
@@ -162,9 +176,8 @@ def generate(n: int = 6000, seed: int = 0) -> Splits:
     rng = np.random.Generator(np.random.PCG64(seed))
     plants = planted(n)
     val_size, test_size = round(VAL_SHARE * n), round(TEST_SHARE * n)
-    extra_train = (
-        plants.train_copies + plants.train_conflicts + plants.train_mirrored + plants.train_near + plants.constant
-    )
+    extra_train = plants.train_copies + plants.train_conflicts + plants.train_mirrored + plants.train_near
+    extra_train += plants.constant + plants.nearly_blank
     extra_test = plants.test_copies + plants.test_conflicts + plants.test_mirrored + plants.test_near
     fresh = (n - val_size - test_size - extra_train, val_size - plants.val_copies, test_size - extra_test)
     targets = [_targets(count, rng) for count in fresh]
@@ -194,8 +207,10 @@ def generate(n: int = 6000, seed: int = 0) -> Splits:
         noisy = copies + shade + rng.normal(0, 1.2, copies.shape)
         return np.clip(np.rint(noisy), 0, 255).astype(np.uint8), same
 
+    def blank(images: Images) -> tuple[Images, npt.NDArray[np.int64]]:
+        return images, rng.choice(np.flatnonzero(np.arange(NUM_EMOTIONS) != disgust), len(images))
+
     shades = rng.choice(256, plants.constant, replace=False).astype(np.uint8)
-    blank = np.broadcast_to(shades[:, None, None], (plants.constant, SIZE, SIZE))
     parts = {
         "train": (
             (train, targets[0]),
@@ -203,7 +218,8 @@ def generate(n: int = 6000, seed: int = 0) -> Splits:
             relabelled(plants.train_conflicts),
             mirrored(plants.train_mirrored),
             altered(plants.train_near),
-            (blank, rng.choice(np.flatnonzero(np.arange(NUM_EMOTIONS) != disgust), plants.constant)),
+            blank(np.broadcast_to(shades[:, None, None], (plants.constant, SIZE, SIZE))),
+            blank(_placeholders(plants.nearly_blank, rng)),
         ),
         "val": ((val, targets[1]), take(plants.val_copies)),
         "test": (
@@ -242,6 +258,15 @@ def _targets(count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     return rng.permutation(np.repeat(np.arange(NUM_EMOTIONS), counts))
 
 
+def _placeholders(count: int, rng: np.random.Generator) -> Images:
+    """Return white images with lines of dark specks, uint8 (count, 48, 48)."""
+    images = np.full((count, SIZE, SIZE), 255, np.uint8)
+    lines = rng.random((count, SIZE // 4)) < 0.5
+    specks = rng.random((count, SIZE // 4, SIZE)) < 0.5
+    images[:, 2::4][lines[:, :, None] & specks] = 40
+    return images
+
+
 def _confuse(targets: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """Return another emotion for each target, one that people take it for."""
     bounds = np.cumsum(_CONFUSED / _CONFUSED.sum(axis=1, keepdims=True), axis=1)[targets]
@@ -253,7 +278,7 @@ def _shown(targets: npt.NDArray[np.int64], rng: np.random.Generator) -> Floats:
     """Return the traits of each face, (N, traits): the emotion in some strength, a bit of another one, and chance."""
     n = len(targets)
     shown = np.where(rng.random(n) < LABEL_NOISE, _confuse(targets, rng), targets)
-    strength = rng.beta(4.0, 1.8, (n, 1)).astype(np.float32) * 1.15
+    strength = rng.beta(5.0, 1.8, (n, 1)).astype(np.float32) * 1.25
     traits = strength * _MEANS[shown]
     mixed = rng.random((n, 1)) < 0.15
     other = _MEANS[_confuse(shown, rng)]
@@ -298,24 +323,26 @@ def _looks(traits: Floats, rng: np.random.Generator) -> dict[str, Floats]:
         "head_width": normal(0.70, 0.035),
         "head_height": normal(0.93, 0.03),
         "jaw": uniform(0.02, 0.22),
-        "eye_apart": normal(0.315, 0.018),
-        "eye_level": normal(-0.13, 0.025),
+        "eye_apart": normal(0.315, 0.024),
+        "eye_level": normal(-0.13, 0.03),
         "eye_width": normal(0.165, 0.012),
         "eye_height": normal(0.062, 0.008),
         "iris_size": normal(0.070, 0.005),
         "iris": uniform(0.05, 0.40),
         "gaze": normal(0.0, 0.025),
-        "brow_level": normal(-0.34, 0.02),
+        "brow_level": normal(-0.34, 0.025),
         "brow_thick": uniform(0.022, 0.050),
-        "nose_length": normal(0.27, 0.03),
+        "nose_length": normal(0.27, 0.035),
         "nose_width": normal(0.125, 0.018),
-        "mouth_level": normal(0.52, 0.025),
+        "mouth_level": normal(0.52, 0.035),
         "mouth_width": normal(0.265, 0.022),
         "lip_thick": uniform(0.025, 0.055),
         "lip_shade": uniform(0.62, 0.86),
         "skin": skin,
         "hair": hair,
         "brow_shade": np.minimum(hair, 0.55 * skin),
+        "strands": np.where(hair > 0.4, 0.12, 0.3) * uniform(0.5, 1.2),
+        "spots": uniform(0.04, 0.09),
         "hairline": normal(-0.64, 0.06),
         "fringe": uniform(-0.25, 0.75),
         "parting": normal(0.0, 0.15),
@@ -325,19 +352,20 @@ def _looks(traits: Floats, rng: np.random.Generator) -> dict[str, Floats]:
         "wrinkles": uniform(0.3, 1.0),
         # the pose
         "shift_x": normal(0.0, 0.05),
-        "shift_y": normal(0.02, 0.05),
-        "zoom": normal(1.04, 0.06),
-        "tilt": np.radians(normal(0.0, 6.0)),
+        "shift_y": normal(-0.02, 0.05),
+        "zoom": normal(1.24, 0.09),
+        "tilt": np.radians(normal(0.0, 7.0)),
         "turn": normal(0.0, 0.06),
         # the photograph
         "back": uniform(0.05, 0.95),
         "back_slope": normal(0.0, 0.12),
+        "back_clutter": uniform(0.05, 0.18),
         "shirt": uniform(0.05, 0.9),
         "light_x": normal(0.0, 0.16),
         "light_y": normal(-0.04, 0.08),
         "edge": uniform(0.05, 0.09),
-        "blur": np.clip(normal(0.08, 0.08), 0, 0.25),
-        "contrast": np.clip(normal(0.95, 0.15), 0.5, 1.3),
+        "blur": np.clip(normal(0.05, 0.08), 0, 0.22),
+        "contrast": np.clip(normal(1.0, 0.13), 0.6, 1.3),
         "brightness": normal(0.0, 0.07),
         "noise": uniform(0.005, 0.03),
         # what hides a part: a hand, a microphone, the margin of the picture
@@ -395,14 +423,15 @@ def _render(p: dict[str, Floats], rng: np.random.Generator) -> Images:
     x, y = axis[:, None, :] - p["shift_x"], axis[:, :, None] - p["shift_y"]
     cos, sin = np.cos(p["tilt"]) / p["zoom"], np.sin(p["tilt"]) / p["zoom"]
     u, v = cos * x + sin * y, cos * y - sin * x
-    picture = p["back"] + p["back_slope"] * v
-    _draw_head(_Canvas(picture, u, v, p["edge"]), p)
+    waves, clutter = _clutter(len(u), rng)
+    picture = p["back"] + p["back_slope"] * v + p["back_clutter"] * clutter
+    _draw_head(_Canvas(picture, u, v, p["edge"]), p, waves, clutter)
 
     turned = _Canvas(picture, u - p["turn"] * (1 - u * u), v, p["edge"])  # a turn moves the middle of the face most
     _draw_forehead(turned.window(slice(0, 30), slice(6, 42)), p)
     for side, columns in ((-1, slice(0, 30)), (1, slice(18, 48))):
-        _draw_eye(turned.window(slice(0, 34), columns), p, side)
-    lower = turned.window(slice(14, 48), slice(6, 42))
+        _draw_eye(turned.window(slice(0, 36), columns), p, side)
+    lower = turned.window(slice(12, 48), slice(4, 44))
     _draw_nose(lower, p)
     _draw_mouth(lower, p)
     _draw_in_front(turned, p)
@@ -419,13 +448,23 @@ def _render(p: dict[str, Floats], rng: np.random.Generator) -> Images:
     return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
 
 
-def _draw_head(on: _Canvas, p: dict[str, Floats]) -> None:
+def _clutter(n: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """Return fields of large soft spots and of spots of all sizes, each (n, 48, 48), of mean 0 and deviation near 1."""
+    fields = [
+        spread @ rng.standard_normal((n, spots, spots), dtype=np.float32) @ spread.T
+        for spots, spread in _SPREADING.items()
+    ]
+    return 1.5 * fields[0], 0.85 * (fields[0] + fields[1] + fields[2])
+
+
+def _draw_head(on: _Canvas, p: dict[str, Floats], waves: Floats, clutter: Floats) -> None:
     u, v = on.u, on.v
+    hair = p["hair"] * (1 + p["strands"] * clutter)
     # Long hair falls: below the middle of the head its ellipse is drawn out.
     hanging = np.minimum(v, 0) + np.maximum(v, 0) * (1 / (1 + 0.9 * p["long"]))
-    on.paint(on.ellipse(u, hanging + 0.12, p["head_width"] + 0.12, p["head_height"] + 0.02), p["hair"])
+    on.paint(on.ellipse(u, hanging + 0.12 + 0.1 * waves, p["head_width"] + 0.12, p["head_height"] + 0.02), hair)
     on.paint(on.inside(np.abs(u) - 0.36 - 0.2 * np.maximum(v - 0.9, 0)) * (v > 0.3), 0.8 * p["skin"])
-    on.paint(on.ellipse(u, v - 1.5, 1.15, 0.46), p["shirt"])
+    on.paint(on.ellipse(u, v - 1.5, 1.15, 0.46), p["shirt"] + 0.1 * clutter)
     for side in (-1, 1):
         ear = on.ellipse(u - side * p["head_width"], v + 0.05, 0.07, 0.16)
         on.paint(ear * (1 - p["long"]), 0.85 * p["skin"])
@@ -433,12 +472,12 @@ def _draw_head(on: _Canvas, p: dict[str, Floats]) -> None:
     along = v / p["head_height"]
     square = across * across + along * along
     head = on.inside((np.sqrt(square) - 1) * p["head_width"])
-    on.paint(head, p["skin"] * (1.06 - 0.17 * square + 0.08 * along * along))
-    beard = np.clip((v - 0.36 + 0.28 * across * across) * 5, 0, 1) * head
-    on.paint(beard * p["beard"], p["hair"])
+    on.paint(head, p["skin"] * (1.06 - 0.17 * square + 0.08 * along * along + p["spots"] * clutter))
+    beard = np.clip((v - 0.34 + 0.3 * across * across) * 3, 0, 1) * head
+    on.paint(beard * p["beard"], hair)
     scalp = on.ellipse(u, v, p["head_width"] + 0.06, p["head_height"] + 0.06)
     hairline = p["hairline"] + p["fringe"] * (u - p["parting"]) ** 2
-    on.paint(scalp * on.inside(v - hairline), p["hair"] * (1 + 0.15 * (u - v)))
+    on.paint(scalp * on.inside(v - hairline - 0.08 * waves), hair * (1 + 0.15 * (u - v)))
 
 
 def _draw_forehead(on: _Canvas, p: dict[str, Floats]) -> None:
