@@ -65,7 +65,10 @@ FIGURES: dict[str, Callable[[Splits], Figure]] = {
     "sample_faces": lambda splits: data.sample_faces(splits.train, NOTE),
     "mean_faces": lambda splits: data.mean_faces(splits.train, NOTE),
     "pixel_statistics": data.pixel_statistics,
-    "leakage_matrix": lambda _: data.leakage_matrix(np.full((3, 3), 0.081), np.full((3, 3), 12345), NOTE),
+    "leakage": lambda _: data.leakage(
+        {"exact copies": np.full((3, 3), 12345), "near copies too": np.full((3, 3), 12345)}, [28709, 28709, 28709], NOTE
+    ),
+    "one table of leakage": lambda _: data.leakage({"exact copies": np.zeros((3, 3), np.int64)}, [9, 0, 9], NOTE),
     "copies": some_copies,
     "named_faces": lambda splits: data.named_faces(splits.val, ["val"] * len(splits.val), f"Faces{NOTE}"),
     "augmentation": lambda splits: data.augmentation(
@@ -80,6 +83,9 @@ FIGURES: dict[str, Callable[[Splits], Figure]] = {
     "one epoch": lambda _: training.loss_curve(history(1), NOTE),
     "many epochs": lambda _: training.accuracy_curve(history(250), NOTE),
     "no validation part": lambda _: training.accuracy_curve(history(24, validation=False), NOTE),
+    "one face": lambda splits: data.named_faces(
+        splits.val.select(slice(1)), ["val"], f"Images of a single grey value or nearly so{NOTE}"
+    ),
     "first_filters": lambda _: training.first_filters(np.ones((64, 1, 7, 7), np.float32), NOTE),
 }
 
@@ -110,7 +116,7 @@ def test_the_overlap_check_sees_an_overlap() -> None:
 
 
 def test_curves_and_bars_have_labelled_axes(synthetic_splits: Splits) -> None:
-    for name in ("class_distribution", "pixel_statistics", "leakage_matrix", "loss_curve", "accuracy_curve", "live"):
+    for name in ("class_distribution", "pixel_statistics", "leakage", "loss_curve", "accuracy_curve", "live"):
         for axes in FIGURES[name](synthetic_splits).axes:
             assert axes.get_xlabel(), name
             assert axes.get_ylabel(), name
@@ -171,12 +177,15 @@ def test_brightness_and_contrast_are_mean_and_deviation(synthetic_splits: Splits
     assert data.brightness_and_contrast(np.full((1, 48, 48), 255, np.uint8))[1][0] == 0
 
 
-def test_leakage_matrix_shows_counts_and_shares_in_their_cells() -> None:
-    counts = np.arange(9).reshape(3, 3) * 1000
-    figure = data.leakage_matrix(counts / 10000, counts)
-    cells = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
-    assert cells[(2, 1)] == "5,000\n50.0%"
-    assert cells[(0, 2)] == "6,000\n60.0%"
+def test_leakage_shows_counts_and_shares_of_the_rows_part() -> None:
+    counts = np.arange(9).reshape(3, 3) * 100
+    exact, near = data.leakage({"exact copies": counts, "near copies too": counts * 2}, [100000, 10000, 1000]).axes
+    cells = {text.get_position(): text.get_text() for text in exact.texts}
+    assert cells[(2, 0)] == "200\n0.2%"
+    assert cells[(2, 1)] == "500\n5.0%"
+    assert cells[(0, 2)] == "600\n60.0%"
+    assert (near.get_title(), near.texts[1].get_text()) == ("near copies too", "200\n0.2%")
+    assert exact.images[0].get_clim() == near.images[0].get_clim(), "one scale, or the tables could not be compared"
 
 
 def test_copies_mark_the_label_that_disagrees_and_keep_groups_apart(synthetic_splits: Splits) -> None:

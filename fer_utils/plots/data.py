@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
@@ -132,6 +131,8 @@ def pixel_statistics(splits: Splits) -> Figure:
     """Return densities, a line per part, of grey values, of each face's brightness (mean) and contrast (deviation)."""
     result = figure(f"Grey values, brightness and contrast of the faces{splits.title_note}", 3.0)
     axes = result.subplots(1, 3)
+    # Wider bins where a part is small, or its line would show nothing but chance.
+    bins = int(np.clip(2 * np.sqrt(min((len(faces) for _, faces in splits if len(faces)), default=1)), 8, 40))
     for part, faces in splits:
         if not len(faces):
             continue
@@ -140,7 +141,7 @@ def pixel_statistics(splits: Splits) -> Figure:
         axes[0].plot(np.arange(256), grey * 100, linewidth=1.2, color=PART_COLORS[part], linestyle=LINE_STYLES[part])
         brightness, contrast = brightness_and_contrast(faces.images)
         for panel, values, top in ((axes[1], brightness, 256), (axes[2], contrast, 128)):
-            density, edges = np.histogram(values, bins=40, range=(0, top))
+            density, edges = np.histogram(values, bins=bins, range=(0, top))
             panel.plot((edges[1:] + edges[:-1]) / 2, density / len(faces) * 100, **style)
     for panel, xlabel, ylabel in zip(
         axes,
@@ -167,34 +168,32 @@ def brightness_and_contrast(images: Images) -> tuple[npt.NDArray[np.float64], np
 
 
 @styled
-def leakage_matrix(shares: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], note: str = "") -> Figure:
-    """Return a table of how many faces of each part have a copy in each other part.
+def leakage(counts: Mapping[str, npt.NDArray[np.int64]], sizes: Sequence[int], note: str = "") -> Figure:
+    """Return tables, side by side, of how many faces of each part have a copy in each part.
 
     Args:
-        shares: (3, 3) in [0, 1]: share of the row's faces with a copy in the column's part.
-        counts: (3, 3): how many these are.
+        counts: by what counts as a copy, (3, 3): faces of the row's part with a copy in the column's, in the order of
+            ``PARTS``.
+        sizes: faces in each part, which the shares are of.
         note: what the title ends with.
     """
-    result = figure(f"Faces that have a copy, and where{note}", 3.4, 5.6)
-    axes = result.add_subplot()
-    top = max(float(shares.max()), 1e-9)
-    axes.imshow(shares, cmap=SEQUENTIAL, vmin=0, vmax=top)
-    for row in range(3):
-        for column in range(3):
-            text = f"{counts[row, column]:,}\n{shares[row, column]:.1%}"
-            color = ink_on(float(shares[row, column]) / top)
-            axes.text(column, row, text, ha="center", va="center", color=color)
-    _label_table(axes, "the copy is in", "face of")
+    result = figure(f"Faces that have a copy, and where{note}", 3.6, max(5.2, 3.7 * len(counts)))
+    whole = np.maximum(np.array(sizes)[:, None], 1)
+    top = max(max(float((table / whole).max()) for table in counts.values()), 1e-9)
+    for axes, (kind, table) in zip(result.subplots(1, len(counts), squeeze=False)[0], counts.items(), strict=True):
+        shares = table / whole
+        axes.imshow(shares, cmap=SEQUENTIAL, vmin=0, vmax=top)
+        for (row, column), share in np.ndenumerate(shares):
+            color = ink_on(float(share) / top)
+            axes.text(column, row, f"{table[row, column]:,}\n{share:.1%}", ha="center", va="center", color=color)
+        axes.set_title(kind)
+        axes.set_xticks(range(3), PARTS)
+        axes.set_yticks(range(3), PARTS)
+        axes.set_xlabel("has a copy in")
+        axes.set_ylabel("face of")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
     return result
-
-
-def _label_table(axes: Axes, xlabel: str, ylabel: str) -> None:
-    axes.set_xticks(range(3), PARTS)
-    axes.set_yticks(range(3), PARTS)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
 
 
 @styled

@@ -163,7 +163,9 @@ def face_grid(
     top = (
         max((text.count("\n") + 1 for text in column_labels), default=0) * line_height + 0.05 if column_labels else 0.0
     )
-    width, height = label_width + columns * across, top + rows * down
+    # A title stays inside: its letters are bold and about a tenth of an inch wide.
+    width = max(label_width + columns * across, 0.11 * len(title))
+    height = top + rows * down
     result = figure(title, height + 0.15 + (0.35 if title else 0.0), width + 0.15)
     axes = result.add_subplot()
     axes.set_axis_off()
