@@ -186,10 +186,15 @@ class Evaluation:
         return pd.DataFrame.from_dict(rows, orient="index").rename(columns={"f1": "F1"}).rename_axis("emotion")
 
     def accuracies(self) -> dict[str, dict[str, Interval]]:
-        """Return accuracy with its interval by titles of set and view, for ``plots.evaluation.accuracies``."""
+        """Return accuracy with its interval by titles of set and view, for ``plots.evaluation.accuracies``.
+
+        A clean set that is the whole part over again is left out.
+        """
+        faces = self.metrics["faces"]
         return {
             SET_TITLES[name]: {VIEW_TITLES[view]: _interval(held["accuracy"]) for view, held in views.items()}
             for name, views in self.metrics["scores"].items()
+            if name in _PARTS or faces[name] < faces[name.split("_")[0]]
         }
 
 
@@ -553,10 +558,11 @@ def _headline_lines(values: Mapping[str, Any], name: str, part: str) -> Iterator
         yield f"accuracy {whole['accuracy']['value']:.2%} on {whole['faces']:,} faces ({SET_TITLES[part]})"
     balanced, macro_f1 = held["balanced_accuracy"]["value"], held["macro_f1"]["value"]
     yield f"balanced accuracy {balanced:.2%}, macro-F1 {macro_f1:.3f} ({title})"
-    calibration = f"calibration error {held['ece']['value']:.3f}"
+    calibration, chance = f"calibration error {held['ece']['value']:.3f}", held["ece_if_calibrated"]
     if held["scaled"] is not None:
+        chance = held["scaled"]["ece_if_calibrated"]
         calibration += f", {held['scaled']['ece']['value']:.3f} at temperature {values['temperature']['none']:.2f}"
-    yield f"{calibration} ({title}; chance alone shows {held['ece_if_calibrated']:.3f})"
+    yield f"{calibration} ({title}; chance alone shows {chance:.3f})"
 
 
 # -- small parts ------------------------------------------------------------------------------------------------------

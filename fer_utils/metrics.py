@@ -337,8 +337,8 @@ def bootstrap(
 
     Intervals are percentiles of the resampled scores, but for ``ece``. A resampled face comes with copies of itself, so
     resampled calibration errors carry the chance error of finite bins twice and would lie above the measured one; their
-    percentiles are therefore shifted by (measured - mean of the resampled), and cut off at 0. That interval says which
-    ``ece`` other test sets of this size would show; ``ece_if_calibrated`` is what remains without any miscalibration.
+    percentiles are therefore shifted by (measured - mean of the resampled), and cut off at 0. That interval is for the
+    mean ``ece`` of test sets of this size; ``ece_if_calibrated`` is what remains of it without any miscalibration.
     Its bins are those of the measured data and stay fixed: cutting them anew for every draw gives nearly the same.
 
     The faces of this data set are the only source of variation: a training with another seed varies more. Copies among

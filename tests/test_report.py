@@ -1,0 +1,213 @@
+"""The page and the model card of a run: what they say is true, and nothing is fetched."""
+
+import base64
+import dataclasses
+import html
+import re
+import shlex
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn.metrics as reference
+
+from fer_utils import evaluation, report
+from fer_utils import recipe as recipes
+from fer_utils.emotions import EMOTIONS
+from fer_utils.evaluation import EvaluationError
+from fer_utils.faces import Faces, Splits
+from fer_utils.plots import evaluation as figures
+from fer_utils.recipe import Recipe
+from fer_utils.runs import Run, RunError
+from fer_utils.sources import synthetic
+from fer_utils.training import fit
+
+
+def silent(_: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return synthetic.generate(500, seed=4)
+
+
+@pytest.fixture(scope="module")
+def trained(splits: Splits, tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run.create(tmp_path_factory.mktemp("runs") / "a run")
+    fit(tiny_recipe.model_copy(update={"seed": 3}), splits, run, device="cpu", log=silent)
+    found = evaluation.evaluate(run, splits, device="cpu", draws=50)
+    run.save_figure("accuracies", figures.accuracies(found.accuracies(), found.note, people=False), dpi=40)
+    run.save_figure("my_own", figures.per_class(found.measured("test"), found.note), dpi=40)
+    return run
+
+
+@pytest.fixture
+def run(trained: Run, tmp_path: Path) -> Run:
+    """A copy of the run, without figures, that a test may change."""
+    copy = Run.create(tmp_path / "copy")
+    for name in ("recipe.yaml", "env.json", "history.csv", "best.ckpt", "metrics.json", "predictions.parquet"):
+        copy.file(name).write_bytes(trained.file(name).read_bytes())
+    return copy
+
+
+class Page(HTMLParser):
+    """What a page shows, fetches and links to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.sources: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.style = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        held = dict(attrs)
+        self.sources += [held[name] or "" for name in ("src", "srcset", "data", "poster") if name in held]
+        if "href" in held:
+            (self.links if tag == "a" else self.sources).append(held["href"] or "")
+
+    def handle_data(self, data: str) -> None:
+        if self.tags[-1:] == ["style"]:
+            self.style += data
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def test_the_page_fetches_nothing_and_holds_every_figure(trained: Run) -> None:
+    path = report.write(trained)
+    assert path == trained.file("report.html")
+    page = Page(path.read_text(encoding="utf-8"))
+    assert "script" not in page.tags
+    assert not re.search(r"url\(|@import", page.style)
+    assert all(source.startswith("data:") for source in page.sources)
+    assert not [link for link in page.links if re.match(r"[a-z]+:|//", link)], "links lead beside the page only"
+    pictures = [source.partition(",")[2] for source in page.sources if source.startswith("data:image/png;base64,")]
+    held = [path.read_bytes() for path in (trained.path / "figures").glob("*.png")]
+    assert sorted(base64.b64decode(picture) for picture in pictures) == sorted(held)
+    assert "width=device-width" in path.read_text(encoding="utf-8")
+
+
+def test_the_first_screen_says_what_matters_and_says_it_right(trained: Run) -> None:
+    page = report.write(trained).read_text(encoding="utf-8")
+    first = Page(page[: page.index("<h2>")]).text
+    table = pd.read_parquet(trained.file("predictions.parquet"))
+    rows = table[(table["split"] == "test") & table["clean"]]
+    predicted = rows[[f"p_{emotion}" for emotion in EMOTIONS]].to_numpy().argmax(axis=1)
+    accuracy = reference.accuracy_score(rows["target"], predicted)
+    assert f"{accuracy:.1%} of {len(rows):,} faces" in first
+    assert re.search(r"95% interval \d+\.\d% to \d+\.\d%", first)
+    whole = table[table["split"] == "test"]
+    copies = len(whole) - len(rows)
+    assert copies > 0
+    assert f"On all {len(whole):,} it is" in first
+    assert f"{copies:,} of them have a copy" in first
+
+    confusion = reference.confusion_matrix(rows["target"], predicted, labels=range(7))
+    np.fill_diagonal(confusion, 0)
+    label, taken_for = np.unravel_index(confusion.argmax(), (7, 7))
+    assert f"{EMOTIONS[label]} taken for {EMOTIONS[taken_for]} : {confusion.max():,} faces" in first
+    assert "Synthetic faces." in first
+    assert trained.recipe.description in first
+    assert re.search(r"Calibration error 0\.\d{3} as trained, 0\.\d{3} at temperature", first)
+    assert "What was not tested" in first
+    assert "Bias: " in first
+    assert "65 ± 5%" not in first  # people were never asked about drawn faces
+
+
+def test_code_is_hidden_and_the_notebooks_are_linked(run: Run) -> None:
+    run.file("04_evaluate.html").write_text("<p>code</p>")
+    page = Page(report.write(run).read_text(encoding="utf-8"))
+    assert "import " not in page.text
+    assert page.links == ["04_evaluate.html", "MODEL_CARD.md"]
+
+
+def test_the_model_card_tells_use_limits_scores_and_environment(trained: Run) -> None:
+    report.write(trained)
+    card = trained.file("MODEL_CARD.md").read_text(encoding="utf-8")
+    for heading in ("Intended use", "Limits", "Data", "Scores", "How to get it again"):
+        assert f"\n## {heading}\n" in card
+    assert "Synthetic faces" in card
+    assert "not what the person felt" in card
+    assert "Not for judging a person" in card
+    for row in evaluation.load_evaluation(trained).table("test_clean")["single view"]:
+        assert row in card
+    env = trained.read_json("env.json")
+    assert f"torch {env['versions']['torch']}" in card
+    assert env["data"]["fingerprint"] in card
+    for line in card.splitlines():
+        if line.startswith("|"):
+            assert line.count("|") >= 3
+
+
+def test_the_command_gives_the_same_recipe(run: Run) -> None:
+    changes = {"lr": 1e-4, "head": (64, 32), "optimizer": "sgd", "nesterov": False, "dedupe": "exact"}
+    for recipe in (
+        run.recipe,
+        recipes.load("fast"),
+        recipes.load("fast", changes),
+        recipes.load("fast", {"augment": {"flip": 0.25, "scale": [0.8, 1.2]}}),
+    ):
+        run.write_recipe(recipe)
+        report.write(run)
+        command = re.search(r"^python -m fer_utils\.training .*$", run.file("MODEL_CARD.md").read_text(), re.MULTILINE)
+        assert command is not None
+        words = shlex.split(command[0])
+        given = {words[i]: words[i + 1] for i in range(3, len(words), 2) if words[i] != "--set"}
+        sets = dict(words[i + 1].split("=", 1) for i in range(3, len(words), 2) if words[i] == "--set")
+        assert recipes.load(given["--recipe"], sets) == recipe
+        assert given["--data"] == evaluation.data_of(run)
+
+
+def test_a_recipe_of_ones_own_is_named_by_its_file(run: Run) -> None:
+    run.write_recipe(recipes.load("fast").model_copy(update={"name": "mine"}))
+    report.write(run)
+    assert "--recipe recipe.yaml" in run.file("MODEL_CARD.md").read_text()
+
+
+def test_what_a_user_wrote_is_shown_as_text(run: Run) -> None:
+    description = "<script>alert('x')</script> & more"
+    run.write_recipe(run.recipe.model_copy(update={"description": description}))
+    page = report.write(run).read_text(encoding="utf-8")
+    assert "script" not in Page(page).tags
+    assert html.escape(description) in page
+
+
+def test_unlabelled_test_faces_are_told_of(run: Run, splits: Splits) -> None:
+    blind = Faces(splits.test.images, np.full(len(splits.test), -1, np.int64), splits.test.names)
+    evaluation.evaluate(run, dataclasses.replace(splits, test=blind), device="cpu", draws=20)
+    page = Page(report.write(run).read_text(encoding="utf-8")).text
+    assert "The test faces have no labels" in page
+    assert "(validation, clean)" in page
+    assert "no labels" in run.file("MODEL_CARD.md").read_text()
+
+    evaluation.evaluate(run, dataclasses.replace(splits, test=blind), part="test", device="cpu", draws=20)
+    page = Page(report.write(run).read_text(encoding="utf-8")).text
+    assert "None: no face that was predicted has a label." in page
+
+
+def test_other_faces_than_those_of_the_training_are_told_of(run: Run) -> None:
+    evaluation.evaluate(run, synthetic.generate(300, seed=8), device="cpu", draws=20, other_data=True)
+    assert "not the faces that the run was trained on" in Page(report.write(run).read_text(encoding="utf-8")).text
+
+
+def test_a_run_that_was_not_evaluated_is_refused(run: Run) -> None:
+    run.file("metrics.json").unlink()
+    with pytest.raises(RunError, match=r"has no metrics\.json"):
+        report.write(run)
+    assert not run.has("report.html")
+    assert not run.has("MODEL_CARD.md")
+
+
+def test_a_run_without_its_predictions_is_refused(run: Run) -> None:
+    run.file("predictions.parquet").unlink()
+    with pytest.raises(EvaluationError, match=r"has no predictions\.parquet"):
+        report.write(run)
