@@ -505,29 +505,29 @@ def _sample(x: Tensor, draws: Draws, size: int) -> Tensor:
     # Beyond the outermost pixels' centres ``zeros`` fades to black over one pixel. That pixel is one of the output, as
     # when a face is resized and then moved: where faces grow, pixels of the face would darken a wide rim.
     fades = draws.fill == "zeros" and (size != x.shape[-1] or draws.resized_crop is not None)
-    moved = functional.grid_sample(x, grid, "bilinear", "border" if fades else draws.fill, align_corners=False)
+    moved = functional.grid_sample(
+        x, grid.permute(0, 2, 3, 1), "bilinear", "border" if fades else draws.fill, align_corners=False
+    )
     if fades:
         edge = grid.abs_().neg_().add_(1).mul_(size / 2)
         if draws.resized_crop is not None:
-            edge.div_(draws.resized_crop[:, None, None, 2:].flip(3))
+            edge.div_(draws.resized_crop[:, 2:, None, None].flip(1))
         edge.add_(0.5).clamp_(0, 1)
-        moved.mul_((edge[..., 0] * edge[..., 1]).unsqueeze(1))
+        moved.mul_(edge[:, :1] * edge[:, 1:])
     if draws.still is not None and size == x.shape[-1]:
         moved = torch.where(_each(draws.still), x, moved)
     return moved
 
 
 def _grid(affine: Tensor, size: int) -> Tensor:
-    """Return where to sample, (n, size, size, 2), as ``functional.affine_grid(..., align_corners=False)``.
+    """Return where to sample, (n, 2, size, size), the numbers of ``functional.affine_grid(..., align_corners=False)``.
 
-    Sums instead of that function's matrix product: several times faster here, and float32 under TF32 and autocast too.
+    One sum instead of that function's matrix product, x and y apart: many times faster here, and float32 under TF32
+    and autocast too.
     """
     centres = (torch.arange(size, dtype=torch.float32, device=affine.device) * 2 + 1) / size - 1
-    grid = torch.empty(len(affine), size, size, 2, dtype=torch.float32, device=affine.device)
-    for axis in range(2):
-        by_x, by_y, offset = affine[:, axis, :, None].unbind(1)
-        torch.add((by_y * centres + offset).unsqueeze(2), (by_x * centres).unsqueeze(1), out=grid[..., axis])
-    return grid
+    by_x, by_y, offset = affine.unsqueeze(3).unbind(2)
+    return (by_y * centres + offset).unsqueeze(3) + (by_x * centres).unsqueeze(2)
 
 
 def _each(values: Tensor) -> Tensor:
