@@ -21,7 +21,7 @@ from fer_utils.files import ROOT
 # Each module imports only from those before it.
 ORDER = (
     "files emotions faces sources audit recipe augment preprocessing devices models runs checkpoint metrics prediction "
-    "training evaluation comparison explain export inference plots report suite"
+    "training evaluation comparison explain export box pictures detection inference plots report suite"
 ).split()
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

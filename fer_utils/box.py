@@ -1,0 +1,422 @@
+"""The trained models in the box: float16 weights in ``fer_utils/weights``, each with a generated card.
+
+    python -m fer_utils.box RUN fast [--data DATA]         put a run's best network into the box as ``fast``
+    python -m fer_utils.box --check [NAME] [--data DATA]   score the models in the box and hold them against their cards
+
+``box.json`` lists the models with their SHA-256 and every score; a card is a function of its entry there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from fer_utils import models
+from fer_utils import recipe as recipes
+from fer_utils.emotions import EMOTIONS
+from fer_utils.export import Engine, ExportError, TorchEngine, faces_of, of_run, open_file, sha256, write_safetensors
+from fer_utils.faces import SIZE, Splits
+from fer_utils.files import write_json, write_text
+from fer_utils.recipe import Recipe, RecipeError
+
+if TYPE_CHECKING:
+    from fer_utils.runs import Run
+
+MAX_BYTES: Final = 25_000_000
+"""Most that a model in the box may weigh."""
+WEIGHTS: Final = Path(__file__).resolve().parent / "weights"
+"""Where the models in the box lie, with a card each and ``box.json``, which lists them."""
+
+
+@dataclass(frozen=True)
+class Boxed:
+    """A model in the box: what ``box.json`` holds of it under its name.
+
+    Attributes:
+        file: name of the safetensors file beside ``box.json``.
+        bytes: its size.
+        sha256: of its bytes, in hexadecimal.
+        parameters: how many the network has.
+        temperature: fitted on validation faces.
+        scores: by set of faces (``test``, ``test_clean``, ...) what ``evaluation.measure`` found, ``correct`` added.
+        data: source, fingerprint and counts of the faces.
+        training: recipe in full, seed, epochs, command, commit, versions and machine.
+    """
+
+    file: str
+    bytes: int
+    sha256: str
+    parameters: int
+    temperature: float
+    scores: dict[str, Any]
+    data: dict[str, Any]
+    training: dict[str, Any]
+
+
+def listed(folder: Path = WEIGHTS) -> dict[str, Boxed]:
+    """Return the models in the box by name, the default first.
+
+    Raises:
+        ExportError: the box is empty or its list is damaged; says what to do.
+    """
+    path = folder / "box.json"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))["models"]
+        return {name: Boxed(**values) for name, values in known.items()}
+    except FileNotFoundError:
+        raise ExportError(
+            "there is no trained model in the box: train one with 03_train.ipynb and name its run (--model RUN, or "
+            "Classifier.from_run(run))"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ExportError(f"{path} is damaged ({error}): fetch the repository again") from error
+
+
+def entry(name: str | None = None, folder: Path = WEIGHTS) -> tuple[str, Boxed]:
+    """Return name and entry of a model in the box, by default the first.
+
+    Raises:
+        ExportError: the box is empty or has no model of that name; says what to do.
+    """
+    known = listed(folder)
+    chosen = name or next(iter(known))
+    if chosen not in known:
+        raise ExportError(f"there is no model {chosen!r} in the box; it has {', '.join(known)}")
+    return chosen, known[chosen]
+
+
+def open_model(name: str | None = None, device: str | None = "cpu", folder: Path = WEIGHTS) -> Engine:
+    """Read a model in the box, once the SHA-256 of its file has been found to be the one in ``box.json``.
+
+    Raises:
+        ExportError: the box is empty, has no such model, or the file is missing or was altered.
+        DeviceError: the device is not there.
+    """
+    _, known = entry(name, folder)
+    path = folder / known.file
+    if not path.is_file():
+        raise ExportError(f"{path} is missing: fetch the repository again")
+    found = sha256(path)
+    if found != known.sha256:
+        raise ExportError(
+            f"{path} was altered or damaged: its SHA-256 is {found}, box.json says {known.sha256}. Fetch it again"
+        )
+    return open_file(path, device)
+
+
+def put(
+    run: Run, splits: Splits, name: str, folder: Path = WEIGHTS, *, log: Callable[[str], None] = lambda line: None
+) -> Boxed:
+    """Put a run's best network into the box: float16 weights, ``box.json`` and a model card.
+
+    The scores are those of the float16 weights computed in float32, as whoever loads the file gets them; the
+    temperature is fitted to them on validation faces. The first model put into a box is its default.
+
+    Args:
+        run: with a ``best.ckpt``.
+        splits: the faces that it was trained on, validation and test labelled.
+        name: of the model: letters, digits, dots, hyphens.
+        folder: the box.
+        log: takes a line for each step.
+
+    Raises:
+        ExportError: the faces are not those of the training, the name is none, or the file is larger than
+            ``MAX_BYTES``.
+        CheckpointError: the run's checkpoint cannot be used.
+    """
+    from fer_utils import runs
+
+    if not re.fullmatch(r"[\w][\w.-]*", name):
+        raise ExportError(f"{name!r} is no name for a model: use letters, digits, dots and hyphens")
+    file = folder / f"{name}.safetensors"
+    engine = of_run(run)
+    known = run.read_json("env.json")
+    if known["data"]["fingerprint"] != splits.fingerprint():
+        raise ExportError(
+            f"{run.path} was trained on other faces (fingerprint {known['data']['fingerprint']}, these have "
+            f"{splits.fingerprint()}): its scores on these would mean nothing. Give its own with --data"
+        )
+    if not (splits.val.labelled and splits.test.labelled):
+        raise ExportError(f"{splits.location}: a card needs labelled validation and test faces")
+    log("scoring validation and test faces")
+    halved = engine.model.half().float()
+    plain = replace(engine.description, temperature=1.0)
+    scored = score(TorchEngine(halved, plain), splits)
+    temperature = float(scored["temperature"]["none"])
+    description = replace(engine.description, temperature=temperature)
+    # The size is known before anything is replaced.
+    weight = sum(t.numel() * (2 if t.is_floating_point() else t.element_size()) for t in halved.state_dict().values())
+    if weight > MAX_BYTES:
+        raise ExportError(
+            f"{file} would weigh {weight / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}: use a smaller network"
+        )
+    write_safetensors(file, halved, description, torch.float16)
+    made = Boxed(
+        file.name,
+        file.stat().st_size,
+        sha256(file),
+        models.count_parameters(halved),
+        temperature,
+        scored["scores"],
+        {key: known["data"][key] for key in ("source", "synthetic", "rule", "fingerprint", "faces")},
+        {
+            "recipe": description.recipe.model_dump(mode="json"),
+            "epoch": description.epoch,
+            "command": _command(description.recipe),
+            "git": known["git"],
+            "versions": known["versions"],
+            "machine": known["machine"],
+            "device": known["device"],
+            "precision": known["precision"],
+            "exported_by": runs.git_state(),
+        },
+    )
+    held = listed(folder) if (folder / "box.json").is_file() else {}
+    entries = {key: asdict(value) for key, value in {**held, name: made}.items()}
+    write_json(folder / "box.json", {"schema_version": runs.SCHEMA_VERSION, "models": entries})
+    write_text(folder / f"{name}.md", card(name, made))
+    log(f"{file}: {made.bytes / 1e6:.1f} MB, SHA-256 {made.sha256}")
+    return made
+
+
+def score(engine: Engine, splits: Splits) -> dict[str, Any]:
+    """Return what ``evaluation.measure`` says of an engine on the validation and test faces, in a single view.
+
+    Each set's scores gain ``correct``, the number of faces whose label is right.
+    """
+    import pandas as pd
+
+    from fer_utils import evaluation
+    from fer_utils.audit import audit
+
+    found = audit(splits)
+    tables = []
+    for part in ("val", "test"):
+        faces = splits[part]
+        table = pd.DataFrame(
+            {
+                "split": part,
+                "target": faces.targets,
+                "clean": found.clean[part],
+                "clean_near": found.clean_near[part],
+            }
+        )
+        table[evaluation.columns()] = engine(faces.images)
+        tables.append(table)
+    measured = evaluation.measure(pd.concat(tables, ignore_index=True))
+    for views in measured["scores"].values():
+        views["none"]["correct"] = int(np.trace(np.array(views["none"]["confusion"])))
+    measured["scores"] = {name: views["none"] for name, views in measured["scores"].items()}
+    return measured
+
+
+def _command(recipe: Recipe) -> str:
+    """The command that trains this recipe; what differs from the one in the box of its name is given as parameters."""
+    command = f"papermill notebooks/03_train.ipynb out.ipynb -p data DATA -p recipe {recipe.name}"
+    try:
+        base = recipes.load(recipe.name).model_dump(mode="json")
+    except RecipeError:
+        return command.replace(f"recipe {recipe.name}", f"recipe {recipe.name}.yaml")
+    for name, value in recipe.model_dump(mode="json").items():
+        if value != base[name] and name != "description":
+            command += f" -p {name} {json.dumps(value) if not isinstance(value, str) else value}"
+    return command
+
+
+def card(name: str, model: Boxed) -> str:
+    """Return the model card of a model in the box as Markdown, made from ``box.json`` alone."""
+    from fer_utils.evaluation import SET_TITLES
+
+    recipe = model.training["recipe"]
+    synthetic = model.data["synthetic"]
+    test = model.scores["test"]
+
+    def percent(score: dict[str, float]) -> str:
+        return f"{score['value']:.2%} ({score['low']:.2%} to {score['high']:.2%})"
+
+    lines = [
+        f"# {name}: facial emotion recognition, trained on FER2013"
+        if not synthetic
+        else f"# {name}: synthetic faces only",
+        "",
+        f"Seven emotions ({', '.join(EMOTIONS)}) from a grey 48×48 face. {recipe['description']}",
+        "",
+    ]
+    if synthetic:
+        lines += [
+            "**Trained and scored on drawn faces: it has never seen a real one, and its scores measure nothing.**",
+            "",
+        ]
+    lines += [
+        "| | |",
+        "|---|---|",
+        f"| file | `{model.file}`, {model.bytes:,} bytes, float16 weights, computed in float32 |",
+        f"| SHA-256 | `{model.sha256}` |",
+        f"| network | {recipe['backbone']}, stem {recipe['stem']}, width {recipe['width']:g}, "
+        f"{model.parameters:,} parameters |",
+        f"| input | grey {SIZE}×{SIZE} face, resized to {recipe['image_size']} px |",
+        f"| calibration temperature | {model.temperature:.4f}, fitted on validation faces |",
+        f"| use | `Classifier.pretrained({name!r})`, `python -m fer_utils.inference PHOTO --model {name}` |",
+        "",
+        "## Scores",
+        "",
+        "One view, no test-time augmentation, with 95% bootstrap intervals.",
+        "",
+        "| faces | right | accuracy | balanced accuracy | macro F1 | NLL, scaled | calibration error, scaled |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for key, held in model.scores.items():
+        scaled = held["scaled"]
+        lines.append(
+            f"| {SET_TITLES[key]} | {held['correct']:,} of {held['faces']:,} | {percent(held['accuracy'])} | "
+            f"{percent(held['balanced_accuracy'])} | {percent(held['macro_f1'])} | {scaled['nll']['value']:.3f} | "
+            f"{scaled['ece']['value']:.3f} |"
+        )
+    lines += ["", "| emotion | test faces | recall | precision |", "|---|---|---|---|"]
+    for emotion in EMOTIONS:
+        rates = test["per_class"][emotion]
+        lines.append(
+            f"| {emotion} | {rates['support']:,} | {rates['recall']['value']:.1%} | {rates['precision']['value']:.1%} |"
+        )
+    faces = ", ".join(f"{count:,} {part}" for part, count in model.data["faces"].items())
+    git, versions = model.training["git"], model.training["versions"]
+    commit = git["commit"] or "unknown"
+    lines += [
+        "",
+        "Clean faces have no exact copy among those that the network was trained on or chosen by. "
+        "Epoch and temperature were chosen on validation faces, so the validation scores are a little too good; "
+        "test faces chose nothing. This prints the scores of this file and holds them against this card:",
+        "",
+        "```",
+        f"python -m fer_utils.box --check {name} --data DATA",
+        "```",
+        "",
+        "## Training",
+        "",
+        f"- Data: {model.data['source']}, {faces}; {model.data['rule']}. Fingerprint `{model.data['fingerprint']}`.",
+        f"- Seed {recipe['seed']}, {recipe['epochs']} epochs in batches of {recipe['batch_size']}; weights of epoch "
+        f"{model.training['epoch']}.",
+        f"- Commit `{commit}`{', with uncommitted changes' if git['dirty'] else ''}; torch {versions['torch']}, "
+        f"{model.training['device']} ({model.training['machine']}), {model.training['precision']}.",
+        "",
+        "```",
+        model.training["command"],
+        "```",
+        "",
+        "## Limits",
+        "",
+        "- It tells how a face looks to the people who labelled FER2013, not what somebody feels. People agree with "
+        "these labels on about 65 ± 5% of the faces (Goodfellow et al. 2013, arXiv:1307.0414).",
+        "- FER2013 is web photos found by emotion words: posed, acted and watermarked, of unknown people. About 5% are "
+        "exact copies, and some labels are wrong.",
+        "- Disgust is 1.5% of the faces; what is said of it rests on few.",
+        "- How it does on people of different age, gender or skin was not tested: FER2013 does not tell them.",
+        "- Faces in photos are found by a frontal detector: faces in profile, turned or half hidden are often missed.",
+        "- Not for decisions about people: hiring, policing, schooling, medicine, credit, or watching them unasked.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def check(
+    name: str | None = None,
+    data: str | None = None,
+    folder: Path = WEIGHTS,
+    *,
+    log: Callable[[str], None] = lambda line: None,
+) -> bool:
+    """Score a model of the box anew and hold the result against its card.
+
+    Args:
+        name: of the model; None is the box's default.
+        data: the faces that it was trained on; None is what ``auto`` finds.
+        folder: the box.
+        log: takes each line of the report.
+
+    Returns:
+        True when on every set of faces the number of right ones is the card's, give or take one, the loss is the card's
+        to 0.001, and the card says what ``box.json`` does.
+
+    Raises:
+        ExportError: the box has no such model, or its file was altered.
+        SourceError: the faces cannot be read.
+    """
+    from fer_utils import sources
+
+    chosen, model = entry(name, folder)
+    engine = open_model(chosen, folder=folder)
+    recipe = engine.description.recipe
+    splits = sources.load(data or "auto", val_fraction=recipe.val_fraction, split_seed=recipe.split_seed)
+    log(f"{chosen}: SHA-256 {model.sha256}, as listed; faces from {splits.source} {splits.location}")
+    right: bool = splits.fingerprint() == model.data["fingerprint"]
+    if not right:
+        log(f"these faces have fingerprint {splits.fingerprint()}, the card's {model.data['fingerprint']}: other faces")
+    scored = score(engine, splits)["scores"]
+    log(f"{'faces':16} {'right, card':>15} {'right, found':>15}")
+    for key, told in model.scores.items():
+        found = scored.get(key)
+        if found is None:
+            log(f"{key:16} there are none")
+            right = False
+            continue
+        agrees = found["faces"] == told["faces"] and abs(found["correct"] - told["correct"]) <= 1
+        # The file's probabilities are scaled already.
+        agrees &= abs(found["nll"]["value"] - told["scaled"]["nll"]["value"]) < 1e-3
+        right &= agrees
+        told_text, found_text = (f"{held['correct']:,} of {held['faces']:,}" for held in (told, found))
+        log(f"{key:16} {told_text:>15} {found_text:>15}{'' if agrees else '  differs'}")
+    if (folder / f"{chosen}.md").read_text(encoding="utf-8") != card(chosen, model):
+        log(f"{chosen}.md does not say what box.json does")
+        right = False
+    log(f"the numbers of {chosen}'s card are {'reproduced' if right else 'NOT reproduced'}")
+    return right
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fill or check the box.
+
+    Returns:
+        0; 1 where a card's numbers are not reproduced; 2 where nothing could be done.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m fer_utils.box",
+        description="Put a run's best network into the box, or score the models there and check their cards.",
+    )
+    parser.add_argument(
+        "what", nargs="*", metavar="RUN NAME", help="with --check only the model's NAME; all without it"
+    )
+    parser.add_argument("--check", action="store_true", help="score the models anew and hold them against their cards")
+    parser.add_argument("--data", help="the faces of the training; by default where the run says, or what `auto` finds")
+    parser.add_argument("--box", type=Path, default=WEIGHTS, metavar="DIR", help="another box than the package's")
+    given = parser.parse_args(arguments)
+    if not given.check and len(given.what) != 2:
+        parser.error("name a run, and what its model is to be called")
+
+    from fer_utils.checkpoint import CheckpointError
+    from fer_utils.runs import Run, RunError
+    from fer_utils.sources import SourceError
+
+    try:
+        if given.check:
+            names = given.what or list(listed(given.box))
+            # Every model is checked, whatever the first ones say.
+            return 0 if min([check(name, given.data, given.box, log=print) for name in names]) else 1
+        run = Run.choose(given.what[0])
+        put(run, faces_of(run, given.data), given.what[1], given.box, log=print)
+    except (ExportError, CheckpointError, RunError, SourceError, RecipeError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,408 @@
+"""Emotions of your own faces: photos, folders, tables, arrays.
+
+    python -m fer_utils.inference PHOTO... [--json]                    what the model in the box says
+    python -m fer_utils.inference FOLDER --model RUN --out DIR         another model; a table of the answers
+
+A photo is searched for faces; a small grey picture of FER2013's kind is a face itself. Nothing here imports torch
+before it is needed, so that a wrong name is told at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fer_utils.detection import Box, DetectorMissing, cut_out, find_faces, is_face, to_grey
+from fer_utils.emotions import EMOTIONS, FROM_CHALLENGE
+from fer_utils.faces import SIZE
+from fer_utils.pictures import Input, InputError, pictures
+from fer_utils.sources.images import to_face
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fer_utils.export import Engine
+    from fer_utils.runs import Run
+
+Detect = bool | Literal["auto"]
+Grey = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """One face of a picture.
+
+    Attributes:
+        box: where it is; the whole picture where that is the face.
+        label: its most probable emotion.
+        probabilities: by emotion, in the canonical order; they sum to 1.
+        crop: what the network saw, uint8 (48, 48).
+    """
+
+    box: Box
+    label: str
+    probabilities: dict[str, float]
+    crop: Grey
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The answer to one input.
+
+    Attributes:
+        source: the input's name: a path, ``table.csv[17]``, or its number.
+        label: emotion of the largest face; None where there is none.
+        probabilities: of that face, by emotion; None likewise.
+        faces: all faces, the largest first.
+        size: width and height of the upright picture; None where it could not be read.
+        error: why there is no answer; None where there is one, be it that there is no face.
+    """
+
+    source: str
+    label: str | None
+    probabilities: dict[str, float] | None
+    faces: tuple[Face, ...]
+    size: tuple[int, int] | None
+    error: str | None = None
+
+    @property
+    def message(self) -> str:
+        """The answer in a line of text."""
+        if self.error is not None:
+            return f"{self.source}: error: {self.error}"
+        if self.label is None:
+            return f"{self.source}: no face found"
+        told = [f"{face.label} {face.probabilities[face.label]:.0%}" for face in self.faces]
+        return f"{self.source}: {', '.join(told)}" + (f" ({len(told)} faces)" if len(told) > 1 else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "source": self.source,
+            "label": self.label,
+            "probabilities": self.probabilities,
+            "faces": [
+                {"box": face.box._asdict(), "label": face.label, "probabilities": face.probabilities}
+                for face in self.faces
+            ],
+            "size": None if self.size is None else {"width": self.size[0], "height": self.size[1]},
+            "error": self.error,
+        }
+
+
+# -- the classifier ---------------------------------------------------------------------------------------------------
+
+
+class Classifier:
+    """A trained network with everything that it takes to ask it about pictures.
+
+    Make one with ``pretrained``, ``from_run``, ``from_file`` or ``named``.
+
+    Attributes:
+        engine: gives probabilities for faces; its ``description`` holds recipe, preprocessing and temperature.
+        name: what it was made from.
+    """
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self.engine = engine
+        self.name = name
+
+    @classmethod
+    def pretrained(cls, name: str | None = None, device: str | None = "cpu") -> Classifier:
+        """Return a model from the box, by default its first; its SHA-256 is checked.
+
+        Raises:
+            ExportError: the box is empty or has no such model, or its file is missing or was altered.
+            DeviceError: the device is not there.
+        """
+        from fer_utils import box
+
+        chosen, _ = box.entry(name)
+        return cls(box.open_model(chosen, device), chosen)
+
+    @classmethod
+    def from_run(
+        cls, run: Run | str | Path, which: Literal["best", "last"] = "best", device: str | None = "cpu"
+    ) -> Classifier:
+        """Return a run's network, with the temperature that its evaluation fitted.
+
+        Raises:
+            RunError: there is no such run.
+            CheckpointError: its checkpoint is missing, damaged, or of another schema or label order.
+            DeviceError: the device is not there.
+        """
+        from fer_utils import export
+        from fer_utils.devices import choose_device
+        from fer_utils.runs import Run
+
+        opened = run if isinstance(run, Run) else Run.open(run)
+        return cls(export.of_run(opened, which, choose_device(device)), opened.path.name)
+
+    @classmethod
+    def from_file(cls, path: str | Path, device: str | None = "cpu") -> Classifier:
+        """Return the network in a safetensors or ONNX file that ``fer_utils.export`` made.
+
+        Raises:
+            ExportError: there is no such file, or it is of another kind, version or label order, damaged or altered.
+            DeviceError: the device is not there.
+        """
+        from fer_utils import export
+
+        return cls(export.open_file(path, device), Path(path).name)
+
+    @classmethod
+    def named(cls, name: str | None = None, device: str | None = "cpu") -> Classifier:
+        """Return the model that a user means: one of the box by name, a run, or an exported file.
+
+        Without a name it is the box's first, or where the box is empty the newest run's.
+
+        Raises:
+            ExportError, RunError, CheckpointError, DeviceError: as the others; the message says what there is.
+        """
+        from fer_utils import box
+
+        filled = (box.WEIGHTS / "box.json").is_file()
+        if name is not None and Path(name).is_file():
+            return cls.from_file(name, device)
+        if filled and (name is None or (name in box.listed() and not Path(name).exists())):
+            return cls.pretrained(name, device)
+        from fer_utils.runs import Run
+
+        run = Run.newest(holding="best.ckpt") if name is None else Run.open(name)
+        return cls.pretrained() if run is None else cls.from_run(run, device=device)
+
+    def probabilities(self, faces: Grey) -> npt.NDArray[np.float64]:
+        """Return float64 (N, 7), calibrated, rows summing to 1, for faces uint8 (N, 48, 48).
+
+        Raises:
+            InputError: another type or shape.
+        """
+        if faces.dtype != np.uint8 or faces.shape[1:] != (SIZE, SIZE):
+            raise InputError(f"faces must be uint8 (N, {SIZE}, {SIZE}), not {faces.dtype} {faces.shape}")
+        return self.engine(faces)
+
+    def predict(self, images: Input, *, detect: Detect = "auto", batch_size: int = 256) -> Iterator[Prediction]:
+        """Answer each picture in turn; one that cannot be read gets an ``error`` and the others their answers.
+
+        Memory is bounded by a batch, whatever the number of inputs: paths and generators are read as they are needed.
+
+        Args:
+            images: files, folders (all pictures in them, sorted), tables (a face in each row), PIL images, arrays and
+                tensors, or an iterable of these. An array is one picture (H, W), (H, W, 1) or (H, W, 3), or several
+                (N, H, W) or (N, H, W, 1 or 3); a tensor has its channels first: (H, W), (N, H, W), (N, 1 or 3, H, W).
+                Values are uint8, or float in [0, 1].
+            detect: True searches pictures for faces, False takes each for a face, ``auto`` takes a small square grey
+                one for a face and searches the others.
+            batch_size: faces that the network sees at once.
+
+        Yields:
+            One Prediction for each picture, in order.
+
+        Raises:
+            InputError: ``detect`` or ``batch_size`` is wrong; told at once.
+            DetectorMissing: OpenCV has no detector with it.
+        """
+        if detect not in (True, False, "auto"):
+            raise InputError(f"detect must be True, False or 'auto', not {detect!r}")
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, not {batch_size}")
+        return self._answers(located(images, detect=detect), batch_size)
+
+    def _answers(self, pictures: Iterable[Located], batch_size: int) -> Iterator[Prediction]:
+        waiting: list[Located] = []
+        faces = 0
+        for picture in pictures:
+            waiting.append(picture)
+            faces += len(picture.boxes)
+            # Pictures without a face must not pile up either.
+            if faces >= batch_size or len(waiting) >= 4 * batch_size:
+                yield from self._answer(waiting)
+                waiting, faces = [], 0
+        yield from self._answer(waiting)
+
+    def _answer(self, pictures: Sequence[Located]) -> Iterator[Prediction]:
+        crops = [crop for picture in pictures for crop in picture.crops]
+        rows = iter(self.probabilities(np.stack(crops)) if crops else np.empty((0, len(EMOTIONS))))
+        for picture in pictures:
+            faces = []
+            for box, crop in zip(picture.boxes, picture.crops, strict=True):
+                row = next(rows)
+                probabilities = dict(zip(EMOTIONS, row.tolist(), strict=True))
+                faces.append(Face(box, EMOTIONS[int(row.argmax())], probabilities, crop))
+            first = faces[0] if faces else None
+            yield Prediction(
+                picture.source,
+                first.label if first else None,
+                first.probabilities if first else None,
+                tuple(faces),
+                picture.size,
+                picture.error,
+            )
+
+
+# -- finding faces ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Located:
+    """A picture in which the faces have been found: their squares, largest first, and crops uint8 (48, 48)."""
+
+    source: str
+    size: tuple[int, int] | None
+    boxes: tuple[Box, ...]
+    crops: tuple[Grey, ...]
+    error: str | None = None
+
+
+def located(images: Input, *, detect: Detect = "auto") -> Iterator[Located]:
+    """Find the faces of each picture in turn; see ``Classifier.predict``.
+
+    Raises:
+        DetectorMissing: OpenCV has no detector with it.
+    """
+    for item in pictures(images):
+        if isinstance(item.picture, InputError):
+            yield Located(item.source, None, (), (), str(item.picture))
+            continue
+        image = item.picture
+        if detect is False or (detect == "auto" and is_face(image)):
+            yield Located(item.source, image.size, (Box(0, 0, *image.size),), (to_face(image),))
+            continue
+        grey = to_grey(image)
+        boxes = tuple(find_faces(grey))
+        yield Located(item.source, image.size, boxes, tuple(cut_out(grey, box) for box in boxes))
+
+
+# -- answers as a table -----------------------------------------------------------------------------------------------
+
+
+def to_table(predictions: Iterable[Prediction]) -> pd.DataFrame:
+    """Return a row per face, and one for each input without any, in order.
+
+    Columns: source; face (0 is the largest, missing where there is none); left, top, right, bottom (pixels); label;
+    p_angry ... p_surprise; error (text, empty where there is an answer).
+    """
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for prediction in predictions:
+        for index, face in enumerate(prediction.faces):
+            probabilities = {f"p_{emotion}": value for emotion, value in face.probabilities.items()}
+            rows.append(
+                {"source": prediction.source, "face": index, **face.box._asdict(), "label": face.label, **probabilities}
+            )
+        if not prediction.faces:
+            rows.append({"source": prediction.source, "error": prediction.error or ""})
+    numbers = dict.fromkeys(("face", *Box._fields), "Int64")
+    scores = {f"p_{emotion}": "float64" for emotion in EMOTIONS}
+    frame = pd.DataFrame(rows, columns=["source", "face", *Box._fields, "label", *scores, "error"])
+    frame["error"] = frame["error"].fillna("")
+    return frame.astype({"source": "str", **numbers, "label": "str", **scores, "error": "str"})
+
+
+def to_challenge_numbers(predictions: Iterable[Prediction]) -> npt.NDArray[np.int64]:
+    """Return one number for each input, as the challenge and the published tables number emotions; -1 without a face.
+
+    0 anger, 1 disgust, 2 fear, 3 happiness, 4 sadness, 5 surprise, 6 neutral.
+    """
+    number = {EMOTIONS[target]: index for index, target in enumerate(FROM_CHALLENGE)}
+    return np.array([number[p.label] if p.label is not None else -1 for p in predictions], np.int64)
+
+
+# -- command line -----------------------------------------------------------------------------------------------------
+
+_DETECT: Final[dict[str, Detect]] = {"auto": "auto", "yes": True, "no": False}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Answer the pictures named on the command line.
+
+    Returns:
+        0 when each got an answer, be it that there is no face; 1 when one could not be read; 2 when none could be
+        asked for.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m fer_utils.inference", description="Say which emotion the faces in your pictures show."
+    )
+    parser.add_argument("inputs", nargs="+", metavar="PHOTO", help="photo, folder, or table (CSV, parquet) of faces")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON for each picture")
+    parser.add_argument(
+        "--model", help="a model in the box, a run, or a .safetensors or .onnx file; by default the box's"
+    )
+    parser.add_argument("--detect", choices=sorted(_DETECT), default="auto", help="search pictures for faces")
+    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write predictions.parquet and predictions.csv there too"
+    )
+    given = parser.parse_args(arguments)
+    missing = [name for name in given.inputs if not Path(name).expanduser().exists()]
+    if missing and len(missing) == len(given.inputs):
+        # Nothing to load a model for.
+        for name in missing:
+            print(f"{name}: error: there is no such file", file=sys.stderr)
+        return 2
+
+    try:
+        return _answer_all(Classifier.named(given.model, given.device), given)
+    except (RuntimeError, ValueError) as error:
+        if not isinstance(error, _told_errors()):
+            raise
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _told_errors() -> tuple[type[Exception], ...]:
+    """The errors that tell a user what to do, looked up when there is one: their modules take time to import."""
+    from fer_utils.checkpoint import CheckpointError
+    from fer_utils.devices import DeviceError
+    from fer_utils.export import ExportError
+    from fer_utils.runs import RunError
+
+    return ExportError, CheckpointError, DeviceError, RunError, DetectorMissing
+
+
+def _answer_all(classifier: Classifier, given: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    kept: list[Prediction] = []
+    failed = 0
+    # A bar only for many pictures, on a terminal, where the answers do not go there too.
+    bar = tqdm(unit=" pictures", delay=3, disable=None if not sys.stdout.isatty() else True)
+    answers = classifier.predict(given.inputs, detect=_DETECT[given.detect])
+    with bar:
+        for prediction in answers:
+            bar.update()
+            failed += prediction.error is not None
+            if given.json:
+                print(json.dumps(prediction.to_dict(), ensure_ascii=False))
+            elif prediction.error is not None:
+                print(prediction.message, file=sys.stderr)
+            else:
+                print(prediction.message)
+            if given.out:
+                kept.append(prediction)
+    if given.out:
+        write_table(to_table(kept), given.out)
+    return 1 if failed else 0
+
+
+def write_table(table: pd.DataFrame, folder: Path) -> None:
+    """Write the table of answers as ``predictions.parquet`` and ``predictions.csv``, each whole or not at all."""
+    from fer_utils.files import replacing
+
+    with replacing(folder / "predictions.parquet") as aside:
+        table.to_parquet(aside, index=False)
+    with replacing(folder / "predictions.csv") as aside:
+        table.to_csv(aside, index=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""Pictures from files, folders, tables, arrays and tensors, one at a time; what cannot be read says why."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from fer_utils.sources import images as files
+from fer_utils.sources.reading import SourceError, hidden
+
+Grey = npt.NDArray[np.uint8]
+Input: TypeAlias = "str | Path | Image.Image | npt.NDArray[Any] | Iterable[Input]"
+"""A file, folder or table by its path, a picture, one or several in an array or tensor, or any iterable of these."""
+
+TABLES: Final = (".csv", ".parquet", ".gzip")
+PICTURES: Final = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2", ".avif"),
+    *(".heic", ".heif", ".mp4", ".mov", ".avi", ".mkv", ".webm"),
+)
+"""Suffixes of a folder's files that are looked at; those in the second line get an answer that says what to do."""
+
+
+class InputError(ValueError):
+    """An input that cannot be used; the message says what was expected and what to do."""
+
+
+class Item(NamedTuple):
+    """One picture of the input, upright and without transparency, or why it cannot be had."""
+
+    source: str
+    picture: Image.Image | InputError
+
+
+def pictures(images: Input) -> Iterator[Item]:
+    """Give each picture of the input in turn, one at a time in memory; what cannot be read comes as an InputError."""
+    numbers = iter(range(sys.maxsize))
+    yield from _pictures(images, numbers)
+
+
+def _pictures(images: Any, numbers: Iterator[int]) -> Iterator[Item]:
+    if isinstance(images, str | Path):
+        yield from _named(images)
+    elif isinstance(images, Image.Image):
+        yield Item(f"image {next(numbers)}", _attempt(lambda: _flat(_upright(images))))
+    elif isinstance(images, np.ndarray) or _is_tensor(images):
+        try:
+            arrays = _split(images)
+        except InputError as error:
+            yield Item(f"image {next(numbers)}", error)
+            return
+        for array in arrays:
+            yield Item(f"image {next(numbers)}", _attempt(functools.partial(_from_array, array)))
+    elif isinstance(images, Iterable) and not isinstance(images, bytes | bytearray | dict):
+        for item in images:
+            yield from _pictures(item, numbers)
+    else:
+        yield Item(
+            f"image {next(numbers)}",
+            InputError(f"{type(images).__name__} is no picture: give a path, a PIL image, an array or a tensor"),
+        )
+
+
+def _attempt(read: Callable[[], Image.Image]) -> Image.Image | InputError:
+    try:
+        return read()
+    except InputError as error:
+        return error
+    except files.ImageError as error:
+        return InputError(str(error))
+
+
+def _named(name: str | Path) -> Iterator[Item]:
+    path = Path(name).expanduser()
+    source = str(name)
+    if re.match(r"[a-z]+://", source):
+        yield Item(source, InputError("addresses are not fetched: download the picture and give its path"))
+    elif path.is_dir():
+        found = False
+        for file in _files_in(path):
+            found = True
+            yield Item(str(file), _attempt(functools.partial(read_picture, file)))
+        if not found:
+            yield Item(source, InputError("there is no picture in this folder"))
+    elif not path.exists():
+        yield Item(source, InputError("there is no such file"))
+    elif path.suffix.lower() in TABLES:
+        yield from table_rows(path)
+    else:
+        yield Item(source, _attempt(functools.partial(read_picture, path)))
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    """A folder's pictures, sorted, those of its folders after its own; links to folders are not followed."""
+    entries = sorted((entry for entry in folder.iterdir() if not hidden(entry.name)), key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_file() and entry.suffix.lower() in PICTURES:
+            yield entry
+    for entry in entries:
+        if entry.is_dir() and not entry.is_symlink():
+            yield from _files_in(entry)
+
+
+def read_picture(path: str | Path) -> Image.Image:
+    """Return a file's picture: upright by its EXIF orientation, transparency on white.
+
+    Raises:
+        InputError: it cannot be read; says why and, for HEIC and video, what to do.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}") from error
+    kind = _kind(content[:16])
+    if kind == "HEIC":
+        raise InputError(
+            "this is a HEIC photo, which is not read: save it as JPEG (on a Mac `sips -s format jpeg IN --out OUT.jpg`"
+            ", elsewhere `heif-convert IN OUT.jpg`), or set the phone's camera to its most compatible format"
+        )
+    if kind == "video":
+        raise InputError(
+            "this is a video: take pictures out of it (`ffmpeg -i VIDEO -vf fps=1 frames/%04d.png`) and give their "
+            "folder"
+        )
+    try:
+        return _flat(files.open_image(content))
+    except files.ImageError as error:
+        raise InputError(str(error)) from error
+
+
+def _kind(head: bytes) -> str | None:
+    """HEIC, video or None, by a file's first bytes."""
+    if head[4:8] == b"ftyp":
+        brand = head[8:12]
+        if brand in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"):
+            return "HEIC"
+        return None if brand in (b"avif", b"avis", b"jp2 ", b"jpx ") else "video"
+    if head[:4] in (b"\x1aE\xdf\xa3", b"FLV\x01", b"\x00\x00\x01\xba") or head[:4] + head[8:12] == b"RIFFAVI ":
+        return "video"
+    return None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """An image object turned upright by its EXIF orientation, as ``open_image`` does for a file."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"the image is truncated or broken ({error})") from error
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """A picture of any mode as L, I;16 or RGB: transparency on white, floats in [0, 1] as bytes."""
+    if image.mode in ("L", "RGB", "1") and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):
+        return image
+    if image.mode == "I":
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise InputError(f"32-bit values from {values.min()} to {values.max()}: save the picture with 8 or 16 bits")
+        return Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode == "F":
+        return Image.fromarray(_to_bytes(np.asarray(image)))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        clear = image.convert("RGBA")
+        white = Image.new("RGBA", clear.size, "white")
+        return Image.alpha_composite(white, clear).convert("RGB")
+    return image.convert("RGB")
+
+
+def _is_tensor(value: Any) -> bool:
+    # Without importing torch: nobody has a tensor who has not.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _split(images: Any) -> Iterator[npt.NDArray[Any]]:
+    """Split an array or tensor into pictures (H, W), (H, W, 1) or (H, W, 3)."""
+    tensor = _is_tensor(images)
+    shape = tuple(images.shape)
+    if tensor and len(shape) == 3 and shape[0] == 3:
+        raise InputError(
+            f"a tensor {shape} may be one colour picture or three grey ones: give (1, 3, H, W) or (3, 1, H, W)"
+        )
+    array: npt.NDArray[Any] = images.detach().cpu().numpy() if tensor else images
+    if array.ndim == 4 and array.shape[1] in (1, 3) and (tensor or array.shape[-1] not in (1, 3)):
+        array = np.moveaxis(array, 1, -1)
+    if 0 in array.shape:
+        raise InputError(f"an array of shape {shape} holds no pixel")
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3) and not tensor):
+        return iter((array,))
+    if array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (1, 3)):
+        return iter(array)
+    expected = (
+        "(H, W), (N, H, W) or (N, 1 or 3, H, W)" if tensor else "(H, W), (H, W, 1 or 3), (N, H, W) or (N, H, W, 1 or 3)"
+    )
+    raise InputError(f"an array of shape {shape} is no picture; expected {expected}")
+
+
+def _from_array(array: npt.NDArray[Any]) -> Image.Image:
+    values = _to_bytes(array)
+    return Image.fromarray(
+        np.ascontiguousarray(values[..., 0] if values.shape[-1] == 1 and values.ndim == 3 else values)
+    )
+
+
+def _to_bytes(array: npt.NDArray[Any]) -> Grey:
+    if array.dtype == np.uint8:
+        return array
+    if not np.issubdtype(array.dtype, np.floating):
+        raise InputError(f"an array of {array.dtype}; expected uint8 from 0 to 255, or float in [0, 1]")
+    low, high = float(array.min()), float(array.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise InputError("the array holds NaN or infinity; expected float in [0, 1]")
+    if low < 0 or high > 1:
+        hint = ": divide by 255, or give uint8" if low >= 0 and high <= 255 else ": undo its normalisation"
+        raise InputError(f"float values from {low:.3g} to {high:.3g}; expected [0, 1]{hint}")
+    scaled: Grey = np.rint(array * 255).astype(np.uint8)
+    return scaled
+
+
+def table_rows(path: str | Path) -> Iterator[Item]:
+    """Give the faces of a CSV or parquet table in the order of its rows, labelled or not; a bad row is an InputError.
+
+    Columns as FER2013 is published: ``pixels`` (CSV) or ``image`` (parquet), 2,304 numbers from 0 to 255.
+    """
+    from fer_utils.sources import csv, parquet, row_numbers
+
+    file = Path(path)
+    reader = csv.read if file.suffix.lower() == ".csv" else parquet.read
+    try:
+        # "test" is the role that may go without labels.
+        contents = reader({"test": file}, "skip", file)
+    except SourceError as error:
+        yield Item(str(path), InputError(str(error)))
+        return
+    rows: dict[int, Grey | InputError] = {}
+    for faces in contents.faces.values():
+        rows |= dict(zip(row_numbers(faces.names).tolist(), faces.images, strict=True))
+    for item in contents.skipped:
+        found = re.search(r" row (\d+)$", item.name)
+        if found:
+            rows[int(found.group(1))] = InputError(item.reason)
+    for row in sorted(rows):
+        value = rows[row]
+        yield Item(f"{path}[{row}]", value if isinstance(value, InputError) else Image.fromarray(value))
