@@ -53,9 +53,7 @@ class Faces:
     def __post_init__(self) -> None:
         n = len(self.images)
         if self.images.dtype != np.uint8 or self.images.shape != (n, SIZE, SIZE):
-            raise ValueError(
-                f"images must be uint8 (N, {SIZE}, {SIZE}), not {self.images.dtype} {self.images.shape}"
-            )
+            raise ValueError(f"images must be uint8 (N, {SIZE}, {SIZE}), not {self.images.dtype} {self.images.shape}")
         if self.targets.dtype != np.int64 or self.targets.shape != (n,):
             raise ValueError(f"targets must be int64 ({n},), not {self.targets.dtype} {self.targets.shape}")
         if n and not (UNLABELLED <= self.targets.min() and self.targets.max() < NUM_EMOTIONS):
