@@ -31,7 +31,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from fer_utils import recipe as recipes
-from fer_utils import runs
+from fer_utils import report, runs
 from fer_utils.evaluation import SET_TITLES, load_evaluation
 from fer_utils.files import ROOT, write_text
 from fer_utils.recipe import Recipe, RecipeError
@@ -279,8 +279,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parameters=parameters,
             log=functools.partial(print, flush=True),
         )
-        from fer_utils import report
-
         page = report.write(run)
         print("", *headline(run), f"report: {page}", sep="\n")
     except (RecipeError, RunError) as error:
