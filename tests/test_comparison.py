@@ -1,0 +1,132 @@
+"""Recipes side by side: grouped by what they are, ordered by validation, marked where their weights are missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import accuracy_score, f1_score, recall_score
+
+from fer_utils import comparison
+from fer_utils import recipe as recipes
+from fer_utils.comparison import Entry
+from fer_utils.evaluation import EvaluationError
+from fer_utils.faces import Splits
+from fer_utils.plots import comparison as plots
+from fer_utils.recipe import RecipeError
+from fer_utils.runs import Run
+
+QUICK: dict[str, Any] = {"epochs": 1, "train_faces": 120, "image_size": 32, "batch_size": 64, "weights": "none"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compare")
+
+
+@pytest.fixture(scope="module")
+def runs(synthetic_splits: Splits, folder: Path) -> list[Run]:
+    names = ["custom_cnn", "one_cycle"]
+    told: list[str] = []
+    done = comparison.train(names, [0, 1], synthetic_splits, folder, overrides=QUICK, device="cpu", log=told.append)
+    assert sum(line.startswith("[") for line in told) == 4
+    return done
+
+
+@pytest.fixture(scope="module")
+def entries(runs: list[Run], synthetic_splits: Splits) -> list[Entry]:
+    return comparison.gather(runs, synthetic_splits)
+
+
+def test_runs_that_differ_in_their_seed_are_one_system(entries: list[Entry]) -> None:
+    assert {entry.recipe.name: len(entry.runs) for entry in entries} == {"custom_cnn": 2, "one_cycle": 2}
+
+
+def test_a_recipe_without_its_imagenet_weights_is_marked_and_not_ranked(entries: list[Entry]) -> None:
+    ranked = {entry.recipe.name: entry.ranked for entry in entries}
+    assert recipes.load("one_cycle").weights == "imagenet"
+    assert ranked == {"custom_cnn": True, "one_cycle": False}
+    table = comparison.table(entries, "test").set_index("rank")
+    assert table.loc["1", "recipe"].startswith("custom_cnn")
+    assert table.loc["–", "recipe"].endswith("†")
+    assert "weights none" in table.loc["–", "recipe"]
+
+
+def test_the_table_is_what_the_stored_predictions_say(entries: list[Entry]) -> None:
+    table = comparison.table(entries, "test")
+    for entry, (_, row) in zip(entries, table.iterrows(), strict=True):
+        scores = {"accuracy": [], "macro-F1": [], "clean accuracy": []}  # type: ignore[var-annotated]
+        for run in entry.runs:
+            held = pd.read_parquet(run.file("predictions.parquet"))
+            held = held[held["split"] == "test"]
+            said = held[[name for name in held if name.startswith("p_")]].to_numpy().argmax(1)
+            clean = held["clean"].to_numpy()
+            scores["accuracy"].append(accuracy_score(held["target"], said))
+            scores["macro-F1"].append(f1_score(held["target"], said, average="macro", labels=range(7), zero_division=0))
+            scores["clean accuracy"].append(accuracy_score(held["target"][clean], said[clean]))
+        for column, values in scores.items():
+            assert row[column] == f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}", column
+        assert row["seeds"] == 2
+
+
+def test_recalls_are_the_mean_over_seeds(entries: list[Entry]) -> None:
+    found = comparison.recalls(entries, "test")
+    entry = entries[0]
+    expected = []
+    for run in entry.runs:
+        held = pd.read_parquet(run.file("predictions.parquet"))
+        held = held[held["split"] == "test"]
+        said = held[[name for name in held if name.startswith("p_")]].to_numpy().argmax(1)
+        expected.append(recall_score(held["target"], said, average=None, labels=range(7), zero_division=0))
+    np.testing.assert_allclose(found.loc[entry.label], np.mean(expected, axis=0))
+
+
+def test_disagreement_lists_each_face_that_one_alone_gets_right(entries: list[Entry]) -> None:
+    a, b = entries
+    only_a, only_b = comparison.disagreement(a, b, "test")
+    targets = a.evaluations[0].targets("test")
+    right_a = a.evaluations[0].probabilities("test").argmax(1) == targets
+    right_b = b.evaluations[0].probabilities("test").argmax(1) == targets
+    assert set(only_a) == {i for i in range(len(targets)) if right_a[i] and not right_b[i]}
+    assert set(only_b) == {i for i in range(len(targets)) if right_b[i] and not right_a[i]}
+    pair = comparison.paired(entries, "test").iloc[0]
+    assert (pair["only A right"], pair["only B right"]) == (len(only_a), len(only_b))
+
+
+def test_finished_runs_are_taken_as_they_are(runs: list[Run], synthetic_splits: Splits, folder: Path) -> None:
+    before = [run.file("metrics.json").stat().st_mtime_ns for run in runs]
+    again = comparison.train(
+        ["custom_cnn", "one_cycle"], [0, 1], synthetic_splits, folder, overrides=QUICK, device="cpu"
+    )
+    assert [run.file("metrics.json").stat().st_mtime_ns for run in again] == before
+
+
+def test_minutes_to_60_percent_is_the_first_epoch_that_reaches_it() -> None:
+    history = pd.DataFrame({"val_accuracy": [0.5, 0.61, 0.59, 0.7], "total_seconds": [60.0, 120.0, 180.0, 240.0]})
+    assert comparison.minutes_to(history) == 2.0
+    assert np.isnan(comparison.minutes_to(history.iloc[:1]))
+
+
+def test_mistakes_are_told_before_anything_is_trained(synthetic_splits: Splits, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="custom_cnn"):
+        comparison.train(["fast", "custom_cn"], [0], synthetic_splits, tmp_path, device="cpu")
+    with pytest.raises(RecipeError, match="at least one"):
+        comparison.train([], [0], synthetic_splits, tmp_path)
+    with pytest.raises(EvaluationError, match="no runs"):
+        comparison.gather([], synthetic_splits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_figures_show_every_system(entries: list[Entry], synthetic_splits: Splits) -> None:
+    curves = plots.learning_curves({entry.label: entry.histories() for entry in entries})
+    assert [len(axes.lines) for axes in curves.axes] == [4, 4]
+    assert [text.get_text() for text in curves.legends[0].get_texts()] == [entry.label for entry in entries]
+    recalls = plots.recall_table(comparison.recalls(entries, "test"))
+    assert len(recalls.axes[0].texts) == 14
+    faces = synthetic_splits.test.select(slice(0, 3))
+    grid = plots.disagreement(faces.images, faces.targets, faces.targets, (faces.targets + 1) % 7, ("a", "b"), "t")
+    texts = "".join(text.get_text() for text in grid.axes[0].texts)
+    assert texts.count("✓") == texts.count("✗") == 3
