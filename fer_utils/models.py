@@ -7,25 +7,27 @@ lies under the backbone's own classifier name (``fc`` or ``classifier``), so lay
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
 import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load raises; nothing is unpickled here
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlparse
 
-import pandas as pd
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from fer_utils.emotions import NUM_EMOTIONS
 from fer_utils.recipe import Recipe
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DOWNLOAD_TIMEOUT: Final = 20.0
 """Seconds without a byte before a download of weights is given up: torch sets no limit of its own."""
@@ -136,6 +138,8 @@ def summary(model: nn.Module, recipe: Recipe) -> pd.DataFrame:
     Columns: ``layer`` (name), ``kind`` (class), ``shape`` (output, without the batch), ``parameters`` (number) and
     ``trainable`` (number of those that are not frozen). A module used twice is listed once.
     """
+    import pandas as pd  # half a second that whoever only loads a network does not wait for
+
     names = {module: name for name, module in model.named_modules() if not any(module.children())}
     shapes: dict[nn.Module, str] = {}
 
@@ -222,12 +226,9 @@ def _backbone(recipe: Recipe) -> nn.Module:
     name = recipe.backbone
     if name == "custom_cnn":
         return CustomCNN(recipe.channels, recipe.head, recipe.dropout)
-    _check_backbone(name)
     options: dict[str, Any] = {}
     if name in ("inception_v3", "googlenet"):
         options = {"aux_logits": False, "transform_input": False, "init_weights": True}
-    elif name.startswith("resnet"):
-        options = {"zero_init_residual": recipe.zero_init_residual}
     elif name.startswith("vit_"):
         options = {"image_size": recipe.image_size}
     elif name.startswith("maxvit"):
@@ -235,12 +236,14 @@ def _backbone(recipe: Recipe) -> nn.Module:
     try:
         model: nn.Module = torchvision.models.get_model(name, num_classes=NUM_EMOTIONS, **options)
     except (ValueError, AssertionError) as error:
-        # Only transformers are built for one size of input; it is a multiple of the patches that they cut it into.
-        raise ModelError(
-            f"{name} cannot be built for image_size {recipe.image_size}: {error} 224 always fits"
-        ) from error
+        # Some transformers are built for one size of input, a multiple of the patches that they cut it into.
+        raise ModelError(f"{name} cannot be built for image_size {recipe.image_size} (224 fits): {error}") from error
     if recipe.width != 1.0:
-        _scale_width(model, recipe)
+        _scale_width(model, recipe.width)
+    if recipe.zero_init_residual:
+        for block in model.modules():
+            if isinstance(block, BasicBlock | Bottleneck):
+                nn.init.zeros_(block.bn3.weight if isinstance(block, Bottleneck) else block.bn2.weight)
     return model
 
 
@@ -281,11 +284,11 @@ def _replace_stem(model: nn.Module, recipe: Recipe, *, mean: bool) -> None:
         model.set_submodule("maxpool", nn.Identity())
 
 
-def _scale_width(model: nn.Module, recipe: Recipe) -> None:
+def _scale_width(model: nn.Module, width: float) -> None:
     """Scale every channel number of a ResNet, to a multiple of 8, and initialise it as torchvision does."""
 
     def scaled(channels: int) -> int:
-        return max(8, int(channels * recipe.width / 8 + 0.5) * 8)
+        return max(8, int(channels * width / 8 + 0.5) * 8)
 
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Conv2d):
@@ -296,10 +299,7 @@ def _scale_width(model: nn.Module, recipe: Recipe) -> None:
             nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
             model.set_submodule(name, new)
         elif isinstance(module, nn.BatchNorm2d):
-            norm = nn.BatchNorm2d(scaled(module.num_features))
-            if recipe.zero_init_residual and not module.weight.any():
-                nn.init.zeros_(norm.weight)
-            model.set_submodule(name, norm)
+            model.set_submodule(name, nn.BatchNorm2d(scaled(module.num_features)))
         elif isinstance(module, nn.Linear):
             model.set_submodule(name, nn.Linear(scaled(module.in_features), module.out_features))
 
@@ -317,14 +317,6 @@ def _classifier_name(model: nn.Module) -> str:
 
 
 # -- what fits -------------------------------------------------------------------------------------------------------
-
-
-def _check_backbone(name: str) -> None:
-    known = ["custom_cnn", *torchvision.models.list_models(module=torchvision.models)]
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
-        guess = f"; did you mean {' or '.join(near)}?" if near else "."
-        raise ModelError(f"unknown backbone {name!r}{guess} Known: {', '.join(known)}")
 
 
 def _check_size(model: nn.Module, recipe: Recipe, size: int) -> None:
@@ -376,10 +368,10 @@ def _layer_of(parameter: str, layers: tuple[str, ...]) -> str | None:
 
 def _weights(backbone: str) -> Any:
     """The first set of weights that torchvision lists, IMAGENET1K_V1: what ``pretrained=True`` has always meant."""
-    _check_backbone(backbone)
-    if backbone == "custom_cnn":
-        raise ModelError("custom_cnn has no ImageNet weights: set weights to none")
-    return next(iter(torchvision.models.get_model_weights(backbone)))
+    try:
+        return next(iter(torchvision.models.get_model_weights(backbone)))
+    except ValueError as error:
+        raise ModelError(f"{backbone} has no ImageNet weights, set weights to none: {error}") from error
 
 
 def _load_imagenet(model: nn.Module, backbone: str) -> None:
@@ -389,28 +381,26 @@ def _load_imagenet(model: nn.Module, backbone: str) -> None:
     """
     weights, path = _weights(backbone), weights_file(backbone)
     cached = path.is_file()
-    advice = f"put {path.name} at {path}, or train without: weights: none (papermill: -p weights none)"
     try:
         with _timeout(DOWNLOAD_TIMEOUT):
             state = weights.get_state_dict(
                 progress=sys.stderr.isatty(), check_hash=True, weights_only=True, map_location="cpu"
             )
         _load_all_but_classifier(model, state)
-    except OSError as error:
-        raise MissingWeights(
-            f"ImageNet weights of {backbone}: {path} is not there, and downloading {weights.url} failed: {error}. "
-            f"To go on, {advice}"
-        ) from error
-    except (RuntimeError, EOFError, UnpicklingError) as error:
-        origin = "was in the cache but" if cached else "was downloaded but"
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
         told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        tried = f"{path} is not there, and downloading {weights.url} failed: {told}. To go on,"
+        if cached:
+            tried = f"{path} was in the cache but cannot be used: {told}. Delete it to download it anew, or"
         raise MissingWeights(
-            f"ImageNet weights of {backbone}: {path} {origin} cannot be used: {told}. "
-            f"Delete it to download it anew, or {advice}"
+            f"ImageNet weights of {backbone}: {tried} put {path.name} at {path}, or train without: "
+            "weights: none (papermill: -p weights none)"
         ) from error
 
 
-def _load_all_but_classifier(model: nn.Module, state: dict[str, Tensor]) -> None:
+def _load_all_but_classifier(model: nn.Module, state: Any) -> None:
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise RuntimeError("it holds no parameters by name")
     left_out = (_classifier_name(model) + ".", "AuxLogits.", "aux1.", "aux2.")
     for key in list(state):
         old = _DENSENET_KEY.match(key)
