@@ -5,18 +5,16 @@ row of the image), ``emotion`` (the challenge's 0 to 6; absent or -1 where unlab
 PublicTest, PrivateTest; absent where the whole file is one part). Faces are called ``fer2013[123]``: the file and the
 row, counted from 0 without the header, as pandas counts.
 
-A general CSV parser makes a string of each row's pixels and leaves 74 million numbers to be parsed out of them. Here
-all numbers of some rows are parsed at once, by arithmetic on the bytes; rows in which anything looks odd are parsed
-again one by one, which finds what is wrong with them, if anything.
+The numbers of many rows are parsed at once (`fer_utils.sources.numbers`); a row in which anything looks odd is parsed
+again alone, which finds what is wrong with it, if anything.
 """
 
 from __future__ import annotations
 
 import csv
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from io import BufferedReader
+from io import FileIO
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -24,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fer_utils.faces import SIZE, Digests, Faces, Images, digests
+from fer_utils.sources.numbers import NumberParser
 from fer_utils.sources.reading import (
     PIXELS,
     ROLES,
@@ -40,18 +39,14 @@ from fer_utils.sources.reading import (
 )
 
 Bytes = npt.NDArray[np.uint8]
-Positions = npt.NDArray[np.int64]
 
-NONE: Final[Digests] = np.zeros(0, "S32")
-THREADS: Final = 2
-BLOCK: Final = 4_000_000
-"""Bytes that are read at a time."""
-ROWS_AT_ONCE: Final = 16
-"""Rows whose pixels are parsed at once: about 128 kB, so that all intermediate arrays stay in the processor's cache."""
-PAD: Final = 4
-"""Spaces before the first row of a block, so that a number's three bytes can always be looked back at."""
+BLOCK: Final = 2_000_000
+"""Bytes that are parsed at a time."""
+LINE: Final = 20_000
+"""Bytes that are read beyond a block for the end of its last line, again and again up to `LONGEST_LINE`."""
+LONGEST_LINE: Final = 1_000_000
 
-_SPACE, _NEWLINE, _RETURN, _COMMA, _QUOTE, _ZERO, _NINE = (ord(c) for c in ' \n\r,"09')
+_RETURN, _QUOTE = ord("\r"), ord('"')
 
 
 class Columns(NamedTuple):
@@ -118,22 +113,25 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path) -> Contents:
 
 
 def _read_one(path: Path, role: Role, bad: BadItems) -> dict[Role, Faces]:
+    with path.open("rb") as file:
+        columns = read_header(path, file.readline(LONGEST_LINE))
+        begin, size = file.tell(), path.stat().st_size
     chunks: list[tuple[Images, Digests]] = []
     targets: list[int] = []
     roles: list[int] = []
     rows: list[int] = []
     row = 0
-    with path.open("rb") as file, ThreadPoolExecutor(THREADS) as pool:
-        columns = read_header(path, file.readline())
-        pending: deque[Future[Rows]] = deque()
-        blocks = _blocks(file)
-        while True:
-            # Few blocks are under way at a time, so that memory does not grow with the file.
-            while len(pending) <= THREADS and (block := next(blocks, None)) is not None:
-                pending.append(pool.submit(_parse_block, block, columns, role))
-            if not pending:
-                break
-            found = pending.popleft().result()
+    parser = NumberParser()
+    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
+        # One block is read while the one before is parsed. Parsing in several threads gains nothing: its steps are so
+        # short that the threads would mostly wait for each other.
+        starts = deque(range(begin, size, BLOCK))
+        ahead: deque[Future[tuple[bytes, int, int]]] = deque()
+        while starts or ahead:
+            while starts and len(ahead) < 2:
+                start = starts.popleft()
+                ahead.append(pool.submit(_whole_lines, file, start, min(start + BLOCK, size), begin))
+            found = _parse_block(*ahead.popleft().result(), columns, role, parser)
             chunks.append((found.images, found.digests))
             targets += found.targets
             roles += [ROLES.index(its_role) for its_role in found.roles]
@@ -143,152 +141,108 @@ def _read_one(path: Path, role: Role, bad: BadItems) -> dict[Role, Faces]:
             row += found.total
     if not targets:
         bad.add(path.name, "an empty split: there is no face in it")
-    names = np.array([f"{path.stem}[{row}]" for row in rows], dtype=np.str_)
+    stem = path.stem
+    names = np.array([f"{stem}[{row}]" for row in rows], dtype=np.str_)
     return arrange(chunks, np.array(targets, np.int64), np.array(roles, np.int8), names)
 
 
-def _blocks(file: BufferedReader) -> Iterator[bytearray]:
-    """Give the rest of the file in blocks of whole lines, each with `PAD` spaces before and a newline at its end."""
-    rest = bytearray(b" " * PAD)
-    while True:
-        size = len(rest)
-        block = bytearray(size + BLOCK)
-        block[:size] = rest
-        with memoryview(block) as view:
-            got = file.readinto(view[size:])
-        del block[size + got :]
-        end = block.rfind(b"\n", PAD) + 1
-        if not got:
-            if len(block) > PAD:
-                yield block + b"\n"
-            return
-        if end:
-            rest = bytearray(b" " * PAD) + block[end:]
-            del block[end:]
-            yield block
+def _whole_lines(file: FileIO, start: int, stop: int, begin: int) -> tuple[bytes, int, int]:
+    """Return bytes of a file, and where in them the lines lie that begin in its bytes ``start`` to ``stop``.
+
+    ``begin`` is where the file's first line begins. The last line ends with a newline.
+    """
+    # From one byte before, to see whether a line begins at the start.
+    back = min(1, start - begin)
+    inside = back + stop - start
+    file.seek(start - back)
+    data = file.read(inside + LINE)
+    first = data.find(b"\n", 0, inside - 1) + 1 if back else 0
+    if back and not first:
+        return b"", 0, 0
+    while not (end := data.find(b"\n", inside - 1) + 1):
+        more = file.read(LINE) if len(data) - inside < LONGEST_LINE else b""
+        data += more or b"\n"
+    return data, first, end
+
+
+def _parse_block(data: bytes, first: int, stop: int, columns: Columns, role: Role, parser: NumberParser) -> Rows:
+    """Parse the lines in ``data[first:stop]``: all numbers at once, then the rows that look odd one by one."""
+    lines: list[tuple[int, int]] = []
+    begins: list[int] = []
+    ends: list[int] = []
+    # What stands about the pixels is the same few texts over and over, so each is understood once.
+    meanings: dict[tuple[bytes, bytes], tuple[int, Role] | None] = {}
+    meant: list[tuple[int, Role] | None] = []
+    before, behind = range(columns.pixels), range(columns.pixels + 1, columns.total)
+    while first < stop:
+        last = data.find(b"\n", first)
+        begin, end = first, last
+        for _ in before:
+            begin = data.find(b",", begin, last) + 1
+        for _ in behind:
+            end = data.rfind(b",", begin, end)
+        meaning = None
+        if first <= begin < end:
+            end -= data[end - 1] == _RETURN
+            if data[begin] == _QUOTE == data[end - 1] and end - begin > 1:
+                begin, end = begin + 1, end - 1
+            about = data[first:begin], data[end:last]
+            if about not in meanings:
+                meanings[about] = _meaning(about, columns, role)
+            meaning = meanings[about]
         else:
-            rest = block
-
-
-def _parse_block(block: bytearray, columns: Columns, role: Role) -> Rows:
-    """Parse the lines of a block: all numbers at once, then the rows that look odd one by one."""
-    data = np.frombuffer(block, np.uint8)
-    edges = _edges(data, columns.total)
-    if edges is None:
-        return _parse_lines(bytes(block[PAD:]).split(b"\n"), columns, role)
-    begin, end = edges[:, columns.pixels] + 1, edges[:, columns.pixels + 1]
-    end = end - (data[end - 1] == _RETURN)
-    quoted = (end - begin > 1) & (data[begin] == _QUOTE) & (data[end - 1] == _QUOTE)
-    begin, end = begin + quoted, end - quoted
-    # What stands about the pixels is the same few texts over and over, so each is understood once. It is then blanked.
-    meanings: dict[tuple[bytes, bytes], tuple[int, Role] | str] = {}
-    meant: list[tuple[int, Role] | str] = []
-    blank_from = PAD
-    with memoryview(block) as view:
-        bounds = (edges[:, 0] + 1, begin, end, edges[:, -1])
-        for first, start, stop, last in zip(*(bound.tolist() for bound in bounds), strict=True):
-            about = bytes(view[first:start]), bytes(view[stop:last])
-            meaning = meanings.get(about)
-            if meaning is None:
-                meaning = meanings[about] = _meaning(about, columns, role)
-            meant.append(meaning)
-            view[blank_from:start] = b" " * (start - blank_from)
-            blank_from = stop
-        view[blank_from:] = b" " * (len(view) - blank_from)
-    images, right = _numbers(data, begin, end)
-    rows = Rows(images, NONE, [], [], [], [], len(meant))
-    for i, (meaning, is_right) in enumerate(zip(meant, right.tolist(), strict=True)):
-        if isinstance(meaning, str):
-            rows.bad.append((i, meaning))
+            begin = end = first
+        lines.append((first, last))
+        begins.append(begin)
+        ends.append(end)
+        meant.append(meaning)
+        first = last + 1
+    images = np.empty((len(lines), PIXELS), np.uint8)
+    right = parser.parse(data, begins, ends, images)
+    good: list[int] = []
+    bad: list[tuple[int, str]] = []
+    blank: list[int] = []
+    for i, line in enumerate(lines):
+        if right[i] and meant[i] is not None:
+            good.append(i)
             continue
-        if not is_right:
-            try:
-                images[i] = parse_pixels(bytes(block[begin[i] : end[i]]))
-            except ValueError as error:
-                rows.bad.append((i, str(error)))
-                continue
-        rows.good.append(i)
-        rows.targets.append(meaning[0])
-        rows.roles.append(meaning[1])
-    kept = images[rows.good] if rows.bad else images
-    return rows._replace(images=kept.reshape(-1, SIZE, SIZE), digests=digests(kept))
-
-
-def _edges(data: Bytes, columns: int) -> Positions | None:
-    """Return where each row's fields lie, int64 (rows, columns + 1): field j is between edges j and j + 1, exclusive.
-
-    None where some row has more or fewer commas than the header: a blank line, a quoted comma, a damaged row.
-    """
-    marks = np.flatnonzero((data == _COMMA) | (data == _NEWLINE))
-    rows, left_over = divmod(len(marks), columns)
-    ends = marks.reshape(rows, columns) if not left_over else marks.reshape(1, -1)
-    if left_over or (data[ends[:, :-1]] == _NEWLINE).any() or (data[ends[:, -1]] == _COMMA).any():
-        return None
-    return np.column_stack([np.append(PAD - 1, ends[:-1, -1]), ends])
-
-
-def _numbers(data: Bytes, begin: Positions, end: Positions) -> tuple[Bytes, npt.NDArray[np.bool_]]:
-    """Parse the numbers of each row, ``data[begin:end]``; all other bytes are spaces.
-
-    Returns:
-        uint8 (rows, 2304), and for each row whether it holds 2,304 whole numbers of one to three digits up to 255 with
-        nothing but spaces between; where it does not, its numbers mean nothing.
-    """
-    images = np.empty((len(begin), PIXELS), np.uint8)
-    right = np.zeros(len(begin), np.bool_)
-    for i in range(0, len(begin), ROWS_AT_ONCE):
-        rows = slice(i, i + ROWS_AT_ONCE)
-        piece = data[begin[i] - PAD : end[rows][-1] + 1]
-        digit = piece >= _ZERO
-        if piece.max() > _NINE or np.count_nonzero(digit) + np.count_nonzero(piece == _SPACE) != len(piece):
+        text = data[line[0] : line[1]]
+        if not text.strip():
+            blank.append(i)
             continue
-        # At byte k ends a number if a digit is followed by none. Its ones, tens and hundreds are the digits at k, k - 1
-        # and k - 2, as far as there is no gap. The low four bits of a space are 0, those of a digit its value.
-        value = piece & 15
-        three = (digit[2:] & digit[1:-1] & digit[:-2]).view(np.uint8)
-        hundreds = value[:-2] * three
-        number = value[1:-1] * np.uint8(10)
-        number += value[2:]
-        # 100 h + r exceeds 255 exactly if 25 h + r // 4 exceeds 63, which does not overflow in 8 bits.
-        hundreds *= np.uint8(25)
-        if (hundreds + (number >> 2)).max() > 63 or (three[1:] & three[:-1]).any():
-            continue
-        hundreds *= np.uint8(4)
-        number += hundreds
-        ends = np.flatnonzero(digit[2:-1] > digit[3:])
-        counts = np.diff(np.searchsorted(ends + (begin[i] - PAD + 2), np.append(begin[rows], end[rows][-1])))
-        if (counts == PIXELS).all():
-            images[rows] = number[ends].reshape(-1, PIXELS)
-            right[rows] = True
-    return images, right
-
-
-def _meaning(about: tuple[bytes, bytes], columns: Columns, role: Role) -> tuple[int, Role] | str:
-    """Return target and role of a row, or what is wrong, by what stands before and behind its pixels."""
-    try:
-        fields = _fields(b"".join(about), columns)
-        return _label_and_role(fields, columns, role)
-    except ValueError as error:
-        return str(error)
-
-
-def _parse_lines(lines: list[bytes], columns: Columns, role: Role) -> Rows:
-    rows = Rows(np.empty((0, SIZE, SIZE), np.uint8), NONE, [], [], [], [], 0)
-    images = []
-    full = [line for line in lines if line.strip()]
-    for i, line in enumerate(full):
         try:
-            fields = _fields(line, columns)
-            target, its_role = _label_and_role(fields, columns, role)
-            images.append(parse_pixels(fields[columns.pixels].encode()))
+            images[i], meant[i] = _parse_line(text, columns, role)
+            good.append(i)
         except ValueError as error:
-            rows.bad.append((i, str(error)))
-        else:
-            rows.good.append(i)
-            rows.targets.append(target)
-            rows.roles.append(its_role)
-    stacked = np.array(images, np.uint8).reshape(-1, SIZE, SIZE)
-    return rows._replace(images=stacked, digests=digests(stacked), total=len(full))
+            bad.append((i, str(error)))
+    known = [meaning for i in good if (meaning := meant[i]) is not None]
+    faces = (images if len(good) == len(images) else images[good]).reshape(-1, SIZE, SIZE)
+    if blank:
+        # A blank line is no row and has no number.
+        number = np.cumsum(~np.isin(np.arange(len(lines)), blank)) - 1
+        good = number[good].tolist()
+        bad = [(int(number[i]), reason) for i, reason in bad]
+    targets, roles = [target for target, _ in known], [its_role for _, its_role in known]
+    return Rows(faces, digests(faces), targets, roles, good, bad, len(lines) - len(blank))
+
+
+def _meaning(about: tuple[bytes, bytes], columns: Columns, role: Role) -> tuple[int, Role] | None:
+    """Return target and role of a row by what stands before and behind its pixels, None where that is wrong."""
+    try:
+        return _label_and_role(_fields(b"".join(about), columns), columns, role)
+    except ValueError:
+        return None
+
+
+def _parse_line(line: bytes, columns: Columns, role: Role) -> tuple[Bytes, tuple[int, Role]]:
+    """Return pixels, target and role of one row.
+
+    Raises:
+        ValueError: says what is wrong with the row.
+    """
+    fields = _fields(line, columns)
+    meaning = _label_and_role(fields, columns, role)
+    return parse_pixels(fields[columns.pixels].encode()), meaning
 
 
 def _fields(line: bytes, columns: Columns) -> list[str]:

@@ -258,7 +258,6 @@ def _file_bytes(tree: Tree) -> Iterator[dict[int, bytes]]:
 
 def _unpack(files: list[bytes]) -> Unpacked:
     """Unpack files: those that share a plain JPEG header as one, the others one by one."""
-    images = np.zeros((len(files), SIZE, SIZE), np.uint8)
     stacks: dict[bytes, tuple[list[int], list[bytes]]] = {}
     alone: list[int] = []
     header = b""
@@ -271,8 +270,11 @@ def _unpack(files: list[bytes]) -> Unpacked:
             pieces.append(data[len(header) : -len(jpeg.END)])
         else:
             alone.append(i)
-    for header, (indices, pieces) in stacks.items():
-        unpacked = jpeg.unpack(header, pieces)
+    done = [(indices, jpeg.unpack(header, pieces)) for header, (indices, pieces) in stacks.items()]
+    if len(done) == 1 and not alone and done[0][1] is not None:
+        return Unpacked(done[0][1], digests(done[0][1]), {}, 0)
+    images = np.zeros((len(files), SIZE, SIZE), np.uint8)
+    for indices, unpacked in done:
         if unpacked is None:
             alone += indices
         else:
