@@ -104,19 +104,22 @@ def load(
     if data == "auto":
         data, note = _auto()
     location = str(data)
-    if isinstance(data, str) and (data == "synthetic" or data.startswith("synthetic:")):
-        contents = _synthetic(data, cache)
-        source = "synthetic"
-    elif data == "kaggle":
-        from fer_utils.sources import kaggle
+    # What touches the cache does so beside the rest of the work, and is done when this function returns.
+    with ThreadPoolExecutor(1) as pool:
+        beside = pool if cache else None
+        if isinstance(data, str) and (data == "synthetic" or data.startswith("synthetic:")):
+            contents = _synthetic(data, beside)
+            source = "synthetic"
+        elif data == "kaggle":
+            from fer_utils.sources import kaggle
 
-        contents = _read(_find(kaggle.cached() or kaggle.download()), on_bad, cache)
-        source, location = "kaggle", kaggle.HANDLE
-    else:
-        place = _find(Path(data).expanduser())
-        contents = _read(place, on_bad, cache)
-        source = place.layout
-    train, val, test, rule = _split(contents, val_fraction, split_seed, location)
+            contents = _read(_find(kaggle.cached() or kaggle.download()), on_bad, beside)
+            source, location = "kaggle", kaggle.HANDLE
+        else:
+            place = _find(Path(data).expanduser())
+            contents = _read(place, on_bad, beside)
+            source = place.layout
+        train, val, test, rule = _split(contents, val_fraction, split_seed, location)
     return Splits(train, val, test, source, location, note + rule, contents.skipped, contents.converted)
 
 
@@ -203,21 +206,20 @@ def _find(path: Path, depth: int = 0) -> _Place:
     raise SourceError(f"{path} holds no layout that is known. Looked for: {_LOOKED_FOR}. Found: {there or 'nothing'}")
 
 
-def _read(place: _Place, on_bad: OnBad, use_cache: bool) -> Contents:
-    """Read a layout, or take it from the cache."""
+def _read(place: _Place, on_bad: OnBad, pool: ThreadPoolExecutor | None) -> Contents:
+    """Read a layout, or take it from the cache; without a pool there is no cache."""
     from fer_utils.sources import cache, csv, folder, parquet, reading
 
     files = [place.path, *place.files.values()]
     key = "\n".join([place.layout, *(str(path.resolve()) for path in files)])
-    with ThreadPoolExecutor(1) as pool:
-        # The entry is read while the source's files are listed: whether it is still good is known when both are there.
-        fetched = pool.submit(cache.load, key) if use_cache else None
-        if place.layout == "folder":
-            tree = folder.scan(place.path, on_bad)
-            stamp = tree.stamp()
-        else:
-            stamp = reading.stamp(list(place.files.values()))
-        kept = fetched.result() if fetched else None
+    # The entry is read while the source's files are listed: whether it is still good is known when both are there.
+    fetched = pool.submit(cache.load, key) if pool else None
+    if place.layout == "folder":
+        tree = folder.scan(place.path, on_bad)
+        stamp = tree.stamp()
+    else:
+        stamp = reading.stamp(list(place.files.values()))
+    kept = fetched.result() if fetched else None
     if kept is not None and kept[0] == stamp and not (kept[1].skipped and on_bad == "raise"):
         return kept[1]
     if place.layout == "folder":
@@ -226,12 +228,12 @@ def _read(place: _Place, on_bad: OnBad, use_cache: bool) -> Contents:
         contents = csv.read(place.files, on_bad, place.path)
     else:
         contents = parquet.read(place.files, on_bad, place.path)
-    if use_cache:
-        cache.store(key, stamp, contents)
+    if pool:
+        pool.submit(cache.store, key, stamp, contents)
     return contents
 
 
-def _synthetic(data: str, use_cache: bool) -> Contents:
+def _synthetic(data: str, pool: ThreadPoolExecutor | None) -> Contents:
     """Draw faces, or take them from the cache: the same as long as the generator is."""
     from fer_utils.sources import cache, synthetic
 
@@ -240,7 +242,7 @@ def _synthetic(data: str, use_cache: bool) -> Contents:
         raise SourceError(f"data is {data!r}; expected synthetic:N with a number N of faces")
     generator = Path(synthetic.__file__).read_bytes()
     stamp = f"{hashlib.blake2b(generator, digest_size=16).hexdigest()} numpy {np.__version__}"
-    kept = cache.load(data) if use_cache else None
+    kept = cache.load(data) if pool else None
     if kept is not None and kept[0] == stamp:
         return kept[1]
     try:
@@ -248,8 +250,8 @@ def _synthetic(data: str, use_cache: bool) -> Contents:
     except ValueError as error:
         raise SourceError(f"data is {data!r}: {error}") from None
     contents = Contents({part: faces.sorted() for part, faces in splits if len(faces)}, "generator")
-    if use_cache:
-        cache.store(data, stamp, contents)
+    if pool:
+        pool.submit(cache.store, data, stamp, contents)
     return contents
 
 

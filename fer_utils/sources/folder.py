@@ -15,7 +15,7 @@ import os
 import stat
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,10 +59,12 @@ def is_emotion(name: str) -> bool:
 
 
 class Unpacked(NamedTuple):
-    """Some files: images uint8 (n, 48, 48), their digests, what is wrong with which file, how many were converted."""
+    """Some files: images of those that could be read, uint8 (n, 48, 48), which files these are, what is wrong with the
+    others, and how many images were converted.
+    """
 
     images: Images
-    digests: Digests
+    good: list[int]
     bad: dict[int, str]
     converted: int
 
@@ -200,23 +202,21 @@ def read(tree: Tree) -> Contents:
     good: list[int] = []
     converted = 0
     with ThreadPoolExecutor(THREADS) as pool:
-        pending: deque[tuple[list[int], Future[Unpacked]]] = deque()
+        pending: deque[_Pending] = deque()
         files = _file_bytes(tree)
         while True:
-            # Few files are in memory at a time, however many there are.
+            # Files are read and digests computed here while threads unpack: they only call the decoder, which lets
+            # Python go on. Few files are in memory at a time, however many there are.
             while len(pending) <= THREADS and (some := next(files, None)) is not None:
-                pending.append((list(some), pool.submit(_unpack, list(some.values()))))
+                pending.append(_Pending(some, pool))
             if not pending:
                 break
-            indices, future = pending.popleft()
-            unpacked = future.result()
-            converted += unpacked.converted
-            kept = [i for i in range(len(indices)) if i not in unpacked.bad]
-            good += [indices[i] for i in kept]
+            unpacked = pending.popleft().result()
             for i, reason in unpacked.bad.items():
-                tree.bad.add(tree.names[indices[i]], reason)
-            whole = len(kept) == len(indices)
-            chunks.append(unpacked[:2] if whole else (unpacked.images[kept], unpacked.digests[kept]))
+                tree.bad.add(tree.names[i], reason)
+            good += unpacked.good
+            converted += unpacked.converted
+            chunks.append((unpacked.images, digests(unpacked.images)))
     tree.bad.check()
     if not good:
         raise tree.bad.nothing_left()
@@ -256,39 +256,64 @@ def _file_bytes(tree: Tree) -> Iterator[dict[int, bytes]]:
         yield some
 
 
-def _unpack(files: list[bytes]) -> Unpacked:
-    """Unpack files: those that share a plain JPEG header as one, the others one by one."""
-    stacks: dict[bytes, tuple[list[int], list[bytes]]] = {}
-    alone: list[int] = []
-    header = b""
-    for i, data in enumerate(files):
-        if not header or not data.startswith(header):
-            header = data[: jpeg.header_length(data)]
-        if header and data.endswith(jpeg.END):
-            indices, pieces = stacks.setdefault(header, ([], []))
-            indices.append(i)
-            pieces.append(data[len(header) : -len(jpeg.END)])
-        else:
-            alone.append(i)
-    done = [(indices, jpeg.unpack(header, pieces)) for header, (indices, pieces) in stacks.items()]
-    if len(done) == 1 and not alone and done[0][1] is not None:
-        return Unpacked(done[0][1], digests(done[0][1]), {}, 0)
-    images = np.zeros((len(files), SIZE, SIZE), np.uint8)
-    for indices, unpacked in done:
-        if unpacked is None:
-            alone += indices
-        else:
-            images[indices] = unpacked
+class _Pending:
+    """Some files that are being unpacked: those that share a plain JPEG header as one, the others one by one."""
+
+    def __init__(self, files: dict[int, bytes], pool: ThreadPoolExecutor) -> None:
+        self.files = files
+        stacks: dict[bytes, tuple[list[int], list[bytes]]] = {}
+        alone: list[int] = []
+        header = b""
+        for i, data in files.items():
+            if not header or not data.startswith(header):
+                header = data[: jpeg.header_length(data)]
+            if header and data.endswith(jpeg.END):
+                indices, pieces = stacks.setdefault(header, ([], []))
+                indices.append(i)
+                pieces.append(data[len(header) : -len(jpeg.END)])
+            else:
+                alone.append(i)
+        self.stacks = [
+            (indices, pool.submit(jpeg.unpack, header, pieces)) for header, (indices, pieces) in stacks.items()
+        ]
+        self.alone = pool.submit(_unpack_alone, files, alone)
+
+    def result(self) -> Unpacked:
+        """Return the faces when all are unpacked."""
+        done = [self.alone.result()]
+        for indices, future in self.stacks:
+            images = future.result()
+            if images is None:
+                done.append(_unpack_alone(self.files, indices))
+            else:
+                done.append(Unpacked(images, indices, {}, 0))
+        done = [one for one in done if one.good or one.bad]
+        if len(done) == 1:
+            return done[0]
+        bad = {i: reason for one in done for i, reason in one.bad.items()}
+        return Unpacked(
+            np.concatenate([one.images for one in done]),
+            [i for one in done for i in one.good],
+            dict(sorted(bad.items())),
+            sum(one.converted for one in done),
+        )
+
+
+def _unpack_alone(files: dict[int, bytes], indices: list[int]) -> Unpacked:
+    images: list[Images] = []
+    good: list[int] = []
     bad: dict[int, str] = {}
     converted = 0
-    for i in sorted(alone):
+    for i in indices:
         try:
             image = open_image(files[i])
-            images[i] = to_face(image)
-            converted += not is_face(image)
+            images.append(to_face(image))
         except ImageError as error:
             bad[i] = str(error)
-    return Unpacked(images, digests(images), bad, converted)
+        else:
+            good.append(i)
+            converted += not is_face(image)
+    return Unpacked(np.array(images, np.uint8).reshape(-1, SIZE, SIZE), good, bad, converted)
 
 
 def _roles(tree: Tree) -> tuple[npt.NDArray[np.int8], str]:
