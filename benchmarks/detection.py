@@ -1,9 +1,9 @@
 """What the face detector finds, misses and takes for a face, held against scikit-image's cascade.
 
 Three kinds of picture, all of which come with installed packages: photographs with a face, photographs without any, and
-scenes in which real face crops (scikit-image's ``lfw_subset``, 100 of them) lie on the latter. Where ``--data``
-names real faces, 120 of FER2013's test faces make further scenes, and the margin is measured: how much larger FER2013's crops
-are than the detector's boxes. A face counts as found where a box overlaps its square by more than 0.3 (intersection over
+scenes in which real face crops (100 of scikit-image's ``lfw_subset``) lie on the latter. Where ``--data`` names real
+faces, 120 of FER2013's test faces make further scenes, and the margin is measured: how much larger FER2013's crops are
+than the detector's boxes. A face counts as found where a box overlaps its square by more than 0.3 (intersection over
 union).
 """
 

@@ -1,0 +1,510 @@
+"""Photos, folders, tables and arrays in; one answer for each out, whatever is wrong with its neighbours."""
+
+import io
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+
+from fer_utils import box, checkpoint, detection, inference, models, pictures
+from fer_utils.emotions import EMOTIONS
+from fer_utils.faces import Splits
+from fer_utils.files import ROOT
+from fer_utils.inference import Classifier, Prediction
+from fer_utils.pictures import InputError
+from fer_utils.preprocessing import Preprocessing
+from fer_utils.recipe import Recipe
+from fer_utils.runs import Run
+
+ASTRONAUT = np.asarray(skimage.data.astronaut())
+HOPPER = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+
+
+@pytest.fixture(scope="module")
+def run(tiny_recipe: Recipe, synthetic_splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run as a training leaves it, its network as it was initialised."""
+    made = Run.create(tmp_path_factory.mktemp("runs") / "tiny")
+    torch.manual_seed(0)
+    model = models.build(tiny_recipe)
+    preprocessing = Preprocessing.of(tiny_recipe, synthetic_splits.train)
+    made.write_recipe(tiny_recipe)
+    made.write_environment(synthetic_splits, "cpu", "float32", 1)
+    checkpoint.save(made.file("best.ckpt"), checkpoint.model_state(model, preprocessing, tiny_recipe, 1))
+    return made
+
+
+@pytest.fixture(scope="module")
+def classifier(run: Run) -> Classifier:
+    return Classifier.from_run(run)
+
+
+@pytest.fixture(scope="module")
+def face(synthetic_splits: Splits) -> np.ndarray:
+    picture: np.ndarray = synthetic_splits.test.images[0]
+    return picture
+
+
+def one(classifier: Classifier, image: object, **options: object) -> Prediction:
+    (prediction,) = classifier.predict(image, **options)  # type: ignore[arg-type]
+    return prediction
+
+
+def crop_of(image: object) -> np.ndarray:
+    """What the network sees of a picture that is a face."""
+    (found,) = inference.located(image, detect=False)  # type: ignore[arg-type]
+    assert found.error is None
+    return found.crops[0]
+
+
+# -- what can be given --
+
+
+def test_every_way_to_give_a_face_gives_the_same_answer(
+    classifier: Classifier, face: np.ndarray, tmp_path: Path
+) -> None:
+    path = tmp_path / "face.png"
+    Image.fromarray(face).save(path)
+    ways = {
+        "path": path,
+        "text": str(path),
+        "PIL": Image.fromarray(face),
+        "(H, W)": face,
+        "(H, W, 1)": face[..., None],
+        "(H, W, 3)": np.stack([face] * 3, axis=-1),
+        "(1, H, W)": face[None],
+        "(1, H, W, 3)": np.stack([face] * 3, axis=-1)[None],
+        "float": face.astype(np.float32) / 255,
+        "double": face / 255,
+        "tensor": torch.from_numpy(face.copy()),
+        "tensor (1, 3, H, W)": torch.from_numpy(face.copy()).repeat(1, 3, 1, 1).float() / 255,
+    }
+    answers = {name: one(classifier, way) for name, way in ways.items()}
+    expected = classifier.probabilities(face[None])[0]
+    for name, answer in answers.items():
+        assert answer.error is None, (name, answer.error)
+        assert answer.probabilities is not None
+        assert list(answer.probabilities) == list(EMOTIONS)
+        assert np.array_equal(list(answer.probabilities.values()), expected), name
+        assert answer.label == EMOTIONS[expected.argmax()]
+        assert answer.size == (48, 48)
+
+
+def test_several_faces_in_one_array_or_tensor(classifier: Classifier, synthetic_splits: Splits) -> None:
+    faces = synthetic_splits.test.images[:7]
+    expected = classifier.probabilities(faces)
+    for given in (faces, torch.from_numpy(faces.copy())[:, None], (image for image in faces), list(faces)):
+        answers = list(classifier.predict(given, batch_size=3))
+        assert [answer.source for answer in answers] == [f"image {i}" for i in range(7)]
+        found = np.array([list(answer.probabilities.values()) for answer in answers if answer.probabilities])
+        assert np.allclose(found, expected, atol=1e-6)
+
+
+def test_the_temperature_of_the_evaluation_of_this_epoch_counts(run: Run, face: np.ndarray, tmp_path: Path) -> None:
+    before = Classifier.from_run(run).probabilities(face[None])
+    other = Run.create(tmp_path / "other")
+    for name in ("best.ckpt", "recipe.yaml", "env.json"):
+        other.file(name).write_bytes(run.file(name).read_bytes())
+    other.write_json("metrics.json", {"checkpoint": {"epoch": 1}, "temperature": {"none": 2.0}})
+    expected = np.sqrt(before) / np.sqrt(before).sum()
+    assert np.allclose(Classifier.from_run(other).probabilities(face[None]), expected, atol=1e-6)
+    other.write_json("metrics.json", {"checkpoint": {"epoch": 9}, "temperature": {"none": 2.0}})
+    assert np.allclose(Classifier.from_run(other).probabilities(face[None]), before, atol=1e-6)
+
+
+def test_generators_are_read_as_they_are_needed(classifier: Classifier, face: np.ndarray) -> None:
+    read = 0
+
+    def endless() -> Iterator[np.ndarray]:
+        nonlocal read
+        while True:
+            read += 1
+            yield face
+
+    answers = classifier.predict(endless(), batch_size=4)
+    assert read == 0
+    next(answers)
+    assert read == 4
+
+
+def test_pictures_without_faces_do_not_pile_up(classifier: Classifier) -> None:
+    read = 0
+
+    def endless() -> Iterator[np.ndarray]:
+        nonlocal read
+        while True:
+            read += 1
+            yield np.zeros((70, 90), np.uint8)
+
+    assert next(classifier.predict(endless(), batch_size=2)).label is None
+    assert read == 8
+
+
+# -- image files of every kind --
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def test_exif_orientation_is_honoured(tmp_path: Path, face: np.ndarray) -> None:
+    sideways = Image.fromarray(face).rotate(90, expand=True)
+    exif = sideways.getexif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    path = tmp_path / "phone.png"
+    sideways.save(path, exif=exif)
+    assert np.array_equal(crop_of(path), face)
+    with Image.open(path) as opened:
+        assert np.array_equal(crop_of(opened), face)
+
+
+def test_transparency_lies_on_white(tmp_path: Path, face: np.ndarray) -> None:
+    rgba = Image.fromarray(face).convert("RGBA")
+    rgba.putpixel((0, 0), (0, 0, 0, 0))
+    palette = Image.fromarray(face // 2).convert("P")
+    rgba.save(tmp_path / "alpha.png")
+    rgba.convert("LA").save(tmp_path / "grey_alpha.png")
+    palette.save(tmp_path / "palette.png", transparency=int(palette.getpixel((0, 0))))
+    for name in ("alpha.png", "grey_alpha.png", "palette.png"):
+        crop = crop_of(tmp_path / name)
+        assert crop[0, 0] == 255, name
+    assert np.array_equal(crop_of(tmp_path / "alpha.png")[1:], face[1:])
+
+
+@pytest.mark.parametrize("name", ["sixteen.png", "sixteen.tif", "cmyk.jpg", "palette.gif", "lossless.webp", "bits.png"])
+def test_modes_and_formats(name: str, tmp_path: Path, face: np.ndarray) -> None:
+    image = Image.fromarray(face)
+    if name.startswith("sixteen"):
+        image = Image.fromarray(face.astype(np.uint16) * 257)
+    elif name.startswith("cmyk"):
+        image = image.convert("CMYK")
+    elif name.startswith("bits"):
+        image = image.convert("1")
+    image.save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {}))
+    crop = crop_of(tmp_path / name).astype(int)
+    if name.startswith("bits"):
+        assert set(np.unique(crop)) == {0, 255}
+    else:
+        # JPEG and CMYK lose a little, upside down or inverted would be far off.
+        assert np.abs(crop - face).mean() < 8
+
+
+def test_pillow_images_of_32_bits(face: np.ndarray) -> None:
+    assert np.array_equal(crop_of(Image.fromarray(face.astype(np.int32) * 256)), face)
+    assert np.array_equal(crop_of(Image.fromarray((face / 255).astype(np.float32))), face)
+
+
+def test_heic_and_video_say_what_to_do(classifier: Classifier, tmp_path: Path) -> None:
+    files = {
+        "photo.heic": (b"\0\0\0\x18ftypheic", "JPEG"),
+        "disguised.jpg": (b"\0\0\0\x18ftypmif1", "JPEG"),
+        "clip.mp4": (b"\0\0\0\x18ftypisom", "ffmpeg"),
+        "clip.mov": (b"\0\0\0\x14ftypqt  ", "ffmpeg"),
+        "clip.mkv": (b"\x1aE\xdf\xa3", "ffmpeg"),
+        "clip.avi": (b"RIFF\0\0\0\0AVI LIST", "ffmpeg"),
+    }
+    for name, (head, told) in files.items():
+        (tmp_path / name).write_bytes(head + bytes(100))
+        error = one(classifier, tmp_path / name).error
+        assert error is not None
+        assert told in error, name
+
+
+# -- what cannot be used --
+
+
+def test_one_bad_input_among_good_ones(classifier: Classifier, face: np.ndarray, tmp_path: Path) -> None:
+    text = tmp_path / "text.jpg"
+    text.write_text("this is no picture")
+    whole = saved(Image.fromarray(ASTRONAUT), "JPEG")
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "folder").mkdir()
+    inputs = [
+        face,
+        text,
+        tmp_path / "cut.jpg",
+        tmp_path / "empty.png",
+        tmp_path / "absent.png",
+        tmp_path / "folder",
+        "https://example.org/face.jpg",
+        np.zeros((4, 5, 6, 7, 8), np.uint8),
+        np.full((48, 48), 3.7),
+        np.full((48, 48), np.nan),
+        np.zeros((48, 48), np.int64),
+        np.zeros((0, 48), np.uint8),
+        torch.zeros(3, 48, 48),
+        12,
+        None,
+        face,
+    ]
+    told = [
+        *("not an image", "truncated or broken", "the file is empty", "no such file", "no picture in this folder"),
+        *("download the picture", "(4, 5, 6, 7, 8) is no picture", "divide by 255", "NaN", "int64", "no pixel"),
+        *("one colour picture or three grey ones", "int is no picture", "NoneType is no picture"),
+    ]
+    first, *bad, last = classifier.predict(inputs)
+    assert first.error is None
+    assert last.error is None
+    assert first.probabilities == last.probabilities
+    assert len(bad) == len(told)
+    for prediction, text_ in zip(bad, told, strict=True):
+        assert prediction.error is not None
+        assert text_ in prediction.error, prediction.error
+        assert prediction.label is None
+        assert prediction.faces == ()
+
+
+def test_wrong_options_are_told_at_once(classifier: Classifier, face: np.ndarray) -> None:
+    with pytest.raises(InputError, match="detect must be True, False or 'auto'"):
+        classifier.predict(face, detect="yes")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="batch_size"):
+        classifier.predict(face, batch_size=0)
+    with pytest.raises(InputError, match="uint8"):
+        classifier.probabilities(np.zeros((1, 48, 48)))  # type: ignore[arg-type]
+
+
+# -- folders and tables --
+
+
+def test_a_folder_is_read_in_order_with_its_bad_files(classifier: Classifier, face: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for name in ("2.png", "1.png", "b/0.png"):
+        Image.fromarray(face).save(tmp_path / name)
+    (tmp_path / "3.jpg").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("neither, and not asked about")
+    (tmp_path / ".hidden.png").write_text("nor this")
+    answers = list(classifier.predict(tmp_path))
+    assert [Path(answer.source).relative_to(tmp_path).as_posix() for answer in answers] == [
+        *("1.png", "2.png", "3.jpg", "b/0.png")
+    ]
+    assert [answer.error is None for answer in answers] == [True, True, False, True]
+
+
+def unlabelled_tables(faces: np.ndarray, folder: Path) -> list[Path]:
+    flat = faces.reshape(len(faces), -1)
+    csv, parquet = folder / "faces.csv", folder / "df_test.parquet.gzip"
+    pd.DataFrame({"pixels": [" ".join(map(str, row)) for row in flat]}).to_csv(csv, index=False)
+    pd.DataFrame({"image": [row.astype(float).tolist() for row in flat]}).to_parquet(parquet)
+    return [csv, parquet]
+
+
+def test_tables_are_answered_in_the_order_of_their_rows(
+    classifier: Classifier, synthetic_splits: Splits, tmp_path: Path
+) -> None:
+    faces = synthetic_splits.test.images[:9][::-1]
+    expected = classifier.probabilities(faces).argmax(axis=1)
+    for path in unlabelled_tables(faces, tmp_path):
+        answers = list(classifier.predict(path))
+        assert [answer.source for answer in answers] == [f"{path}[{row}]" for row in range(9)]
+        assert [answer.label for answer in answers] == [EMOTIONS[target] for target in expected]
+
+
+def test_a_bad_row_keeps_its_place(classifier: Classifier, synthetic_splits: Splits, tmp_path: Path) -> None:
+    path, _ = unlabelled_tables(synthetic_splits.test.images[:3], tmp_path)
+    lines = path.read_text().splitlines()
+    lines[2] = "1 2 3"
+    path.write_text("\n".join(lines))
+    answers = list(classifier.predict(path))
+    assert [answer.error is None for answer in answers] == [True, False, True]
+    assert "3 pixels" in str(answers[1].error)
+    assert inference.to_challenge_numbers(answers)[1] == -1
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    assert "pixels" in str(one(classifier, tmp_path / "other.csv").error)
+
+
+def test_numbers_are_those_of_the_published_tables() -> None:
+    def labelled(label: str | None) -> Prediction:
+        return Prediction("", label, None, (), None)
+
+    order = ["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]
+    assert inference.to_challenge_numbers(map(labelled, [*order, None])).tolist() == [0, 1, 2, 3, 4, 5, 6, -1]
+
+
+def test_the_table_of_answers(classifier: Classifier, face: np.ndarray, tmp_path: Path) -> None:
+    answers = list(classifier.predict([face, np.zeros((100, 100, 3), np.uint8), tmp_path / "absent.png"]))
+    table = inference.to_table(answers)
+    assert table["source"].tolist() == ["image 0", "image 1", str(tmp_path / "absent.png")]
+    assert table["face"].fillna(-1).tolist() == [0, -1, -1]
+    assert table["error"].tolist() == ["", "", "there is no such file"]
+    inference.write_table(table, tmp_path)
+    back = pd.read_parquet(tmp_path / "predictions.parquet")
+    pd.testing.assert_frame_equal(back, table)
+    text = pd.read_csv(tmp_path / "predictions.csv")
+    assert text["p_happy"][0] == pytest.approx(back["p_happy"][0])
+    # An empty table has the same columns and types.
+    assert inference.to_table([]).dtypes.equals(table.dtypes)
+
+
+# -- faces in photographs --
+
+
+def test_the_faces_of_two_photographs_are_found(classifier: Classifier) -> None:
+    for picture, (left, top, right, bottom) in ((ASTRONAUT, (174, 63, 277, 166)), (HOPPER, (141, 95, 384, 338))):
+        answer = one(classifier, picture)
+        (found,) = answer.faces
+        side = right - left
+        for value, expected in zip(found.box, (left, top, right, bottom), strict=True):
+            assert abs(value - expected) < 0.2 * side
+        assert found.crop.shape == (48, 48)
+        assert answer.label == found.label
+
+
+def test_several_faces_the_largest_first(classifier: Classifier) -> None:
+    ground = np.asarray(Image.open(Path(skimage.data.__file__).parent / "coffee.png").convert("L"))
+    scene = np.array(ground)
+    large = np.asarray(Image.fromarray(ASTRONAUT).convert("L"))[20:220, 120:330]
+    small = np.asarray(Image.fromarray(large).resize((120, 115)))
+    scene[10:125, 10:130] = small
+    scene[180:380, 300:510] = large
+    answer = one(classifier, scene)
+    assert len(answer.faces) == 2
+    assert [face.box.left > 250 for face in answer.faces] == [True, False]
+    assert (answer.label, answer.probabilities) == (answer.faces[0].label, answer.faces[0].probabilities)
+    assert "2 faces" in answer.message
+
+
+def test_no_face_is_said_and_not_guessed(classifier: Classifier) -> None:
+    answer = one(classifier, np.asarray(skimage.data.coffee()))
+    assert (answer.label, answer.probabilities, answer.faces, answer.error) == (None, None, (), None)
+    assert answer.message.endswith("no face found")
+
+
+def test_a_face_that_fills_the_picture_is_found() -> None:
+    crops = [np.rint(crop * 255).astype(np.uint8) for crop in skimage.data.lfw_subset()[:20]]
+    enlarged = [np.asarray(Image.fromarray(crop).resize((150, 150), Image.Resampling.BICUBIC)) for crop in crops]
+    assert sum(bool(detection.find_faces(picture)) for picture in enlarged) >= 18
+
+
+@pytest.mark.parametrize(
+    ("picture", "taken_for_a_face"),
+    [
+        (Image.new("L", (48, 48)), True),
+        (Image.new("RGB", (48, 48)), True),
+        (Image.new("RGB", (64, 56)), True),
+        (Image.new("L", (112, 112)), True),
+        (Image.new("L", (112, 100)), False),
+        (Image.new("RGB", (112, 112)), False),
+        (Image.new("L", (64, 40)), False),
+        (Image.new("L", (200, 200)), False),
+    ],
+)
+def test_auto_takes_small_square_grey_pictures_for_faces(picture: Image.Image, taken_for_a_face: bool) -> None:
+    (auto,) = inference.located(picture)
+    assert bool(auto.boxes) == taken_for_a_face
+    (taken,) = inference.located(picture, detect=False)
+    assert taken.boxes == ((0, 0, *picture.size),)
+    (searched,) = inference.located(picture, detect=True)
+    assert searched.boxes == ()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 900), (30, 30), (4000, 20)])
+def test_odd_sizes_are_searched_too(shape: tuple[int, int]) -> None:
+    assert detection.find_faces(np.zeros(shape, np.uint8)) == []
+
+
+def test_boxes_lie_in_the_picture() -> None:
+    grey = np.asarray(Image.fromarray(ASTRONAUT).convert("L"))
+    # The face at the picture's very edge.
+    for part in (grey[70:], grey[:, 180:], grey[:, :275], grey[:160]):
+        height, width = part.shape
+        for found in detection.find_faces(part):
+            assert 0 <= found.left < found.right <= width
+            assert 0 <= found.top < found.bottom <= height
+            assert found.right - found.left == found.bottom - found.top
+
+
+# -- the models --
+
+
+def test_named_finds_the_model_that_is_meant(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(box, "WEIGHTS", tmp_path)
+    assert Classifier.named(str(run.path)).name == "tiny"
+    monkeypatch.setattr("fer_utils.runs.OUTPUTS", run.path.parent)
+    assert Classifier.named("tiny").name == "tiny"
+    assert Classifier.named().name == "tiny", "without a box it is the newest run"
+    monkeypatch.setattr("fer_utils.runs.OUTPUTS", tmp_path / "nothing")
+    with pytest.raises(RuntimeError, match=r"no trained model in the box: train one with 03_train\.ipynb"):
+        Classifier.named()
+    with pytest.raises(RuntimeError, match="there is no run at another"):
+        Classifier.named("another")
+
+
+def test_a_pickle_is_refused_and_never_run(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (tmp_path / "exploded",))  # type: ignore[return-value]
+
+    for name in ("model.safetensors", "model.onnx", "model.pt"):
+        (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
+        with pytest.raises(RuntimeError, match="is a pickle"):
+            Classifier.from_file(tmp_path / name)
+        torch.save({"weights": Bomb()}, tmp_path / name)
+        with pytest.raises(RuntimeError, match="is a pickle"):
+            Classifier.from_file(tmp_path / name)
+    assert not (tmp_path / "exploded").exists()
+
+
+# -- the command line --
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "fer_utils.inference", *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
+
+
+def test_the_command_answers_good_and_bad(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    done = command(HOPPER, tmp_path / "text.png", "--json", "--model", run.path, "--out", tmp_path / "out")
+    good, bad = map(json.loads, done.stdout.splitlines())
+    assert done.returncode == 1
+    assert good["error"] is None
+    assert sum(good["probabilities"].values()) == pytest.approx(1)
+    assert good["faces"][0]["box"]["right"] > good["faces"][0]["box"]["left"]
+    assert good["size"] == {"width": 512, "height": 600}
+    assert "not an image" in bad["error"]
+    assert len(pd.read_parquet(tmp_path / "out" / "predictions.parquet")) == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_the_command_says_what_is_wrong(
+    run: Run, face: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "face.png"
+    Image.fromarray(face).save(path)
+    assert inference.main([str(path), "--model", str(run.path)]) == 0
+    assert capsys.readouterr().out.startswith(f"{path}: ")
+    assert inference.main([str(path), "--model", str(tmp_path / "absent")]) == 2
+    assert "there is no run at" in capsys.readouterr().err
+    assert inference.main([str(path), "--model", str(run.path), "--device", "cuda:9"]) == 2
+    assert "cuda:9" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        inference.main([])
+
+
+def test_a_wrong_name_is_told_before_torch_is_imported() -> None:
+    code = "import sys; from fer_utils import inference; print(inference.main(['absent.jpg']), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["2", "False"]
+    assert "absent.jpg: error: there is no such file" in done.stderr
+
+
+def test_pictures_come_one_at_a_time(tmp_path: Path, face: np.ndarray) -> None:
+    for number in range(3):
+        Image.fromarray(face).save(tmp_path / f"{number}.png")
+    items = pictures.pictures(tmp_path)
+    next(items)
+    # The second is read when it is asked for, not before.
+    (tmp_path / "1.png").write_text("no picture any more")
+    assert isinstance(next(items).picture, InputError)
