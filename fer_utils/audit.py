@@ -8,7 +8,7 @@ copy.
 
 **Exact copies** have equal pixels, by the digest of `fer_utils.faces.digests`. **Near copies** show the same photograph
 with other pixels: another crop, another size before the crop, a watermark, other contrast, or mirrored. They are found
-in two steps, `_candidates` and `_verify`; the thresholds and what was seen at each are at the constants below.
+in two steps, `_candidates` and `_Details`; the thresholds and what was seen at each are at the constants below.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Floats = npt.NDArray[np.float32]
 HASH_SIZE: Final = 9
 """The perceptual hash is made of this many of the lowest frequencies of the cosine transform along each axis."""
 
-HASH_CORRELATION: Final = 0.60
+HASH_CORRELATION: Final = 0.50
 """Pairs whose hashes correlate more are verified."""
 
 VERIFY_ALL_BELOW: Final = 128
@@ -74,7 +74,8 @@ class NearCopies:
         left, right: int64 (P,), indexes of the images, left below right.
         correlation: float32 (P,), of their details once aligned, `DETAIL_CORRELATION` to 1.
         mirrored: bool (P,), whether right had to be mirrored.
-        shift: int64 (P, 2), by how many pixels (down, right) left's crop differs, each within ±`MAX_SHIFT`.
+        shift: int64 (P, 2), how many pixels further (down, right) things lie in left than in right, which is mirrored
+            first where it has to be; each within ±`MAX_SHIFT`.
     """
 
     left: Indexes
@@ -95,10 +96,11 @@ def near_copies(images: Images, threshold: float = DETAIL_CORRELATION) -> NearCo
         threshold: least correlation of details.
     """
     found: list[tuple[npt.NDArray[Any], ...]] = []
+    details = _Details(images)
     for left, right, mirrored in _candidates(images):
-        correlation, shift = _verify(images, left, right, mirrored)
+        correlation, shift = details.match(left, right, mirrored)
         copies = correlation >= threshold
-        found.append((left[copies], right[copies], correlation[copies], np.full(copies.sum(), mirrored), shift[copies]))
+        found.append((left[copies], right[copies], correlation[copies], mirrored[copies], shift[copies]))
     if not found:
         none = np.zeros(0, np.int64)
         return NearCopies(none, none, np.zeros(0, np.float32), np.zeros(0, bool), np.zeros((0, 2), np.int64))
@@ -111,7 +113,7 @@ def near_copies(images: Images, threshold: float = DETAIL_CORRELATION) -> NearCo
     return NearCopies(left[best], right[best], correlation[best], mirrors[best], shift[best])
 
 
-def _candidates(images: Images) -> Iterator[tuple[Indexes, Indexes, bool]]:
+def _candidates(images: Images) -> Iterator[tuple[Indexes, Indexes, Mask]]:
     """Yield pairs worth a look, a block at a time: (left, right, whether right is mirrored), left below right.
 
     The hash is the perceptual hash of Zauner (2010, "Implementation and benchmarking of perceptual image hash
@@ -122,25 +124,25 @@ def _candidates(images: Images) -> Iterator[tuple[Indexes, Indexes, bool]]:
     """
     hashes = _hashes(images)
     proper = np.flatnonzero(np.abs(hashes).max(axis=1, initial=0) > 1e-3)
+    hashes = hashes[proper]
     odd = np.tile(np.arange(HASH_SIZE) % 2 == 1, HASH_SIZE)[1:]
     if len(proper) < VERIFY_ALL_BELOW:
-        left, right = np.triu_indices(len(proper), 1)
-        for mirrored in (False, True):
-            yield proper[left], proper[right], mirrored
-        return
-    hashes = hashes[proper]
-    # The mean face is symmetric: its odd frequencies are zero but for chance, and centring them would break the mirror.
-    hashes -= np.where(odd, 0, hashes.mean(axis=0))
-    hashes /= np.sqrt((hashes**2).mean(axis=0)) + 1e-6
+        hashes[:] = 1
+        odd[:] = False
+    else:
+        # The mean face is symmetric: its odd frequencies are zero but for chance, and centring would break the mirror.
+        hashes -= np.where(odd, 0, hashes.mean(axis=0))
+        hashes /= np.sqrt((hashes**2).mean(axis=0)) + 1e-6
     hashes /= np.linalg.norm(hashes, axis=1, keepdims=True) + 1e-6
-    mirrored_hashes = np.where(odd, -hashes, hashes)
+    both = (hashes, np.where(odd, -hashes, hashes))
     for start in range(0, len(hashes), _BLOCK):
-        block = hashes[start : start + _BLOCK]
-        for mirrored, others in ((False, hashes), (True, mirrored_hashes)):
-            correlation = block @ others[start:].T
+        pairs = []
+        for others in both:
+            correlation = hashes[start : start + _BLOCK] @ others[start:].T
             left, right = np.divmod(np.flatnonzero(correlation > HASH_CORRELATION), correlation.shape[1])
-            upper = left < right
-            yield proper[start + left[upper]], proper[start + right[upper]], mirrored
+            pairs.append(np.stack([left, right])[:, left < right])
+        left, right = proper[start + np.concatenate(pairs, axis=1)]
+        yield left, right, np.repeat([False, True], [pair.shape[1] for pair in pairs])
 
 
 def _hashes(images: Images) -> Floats:
@@ -162,40 +164,68 @@ def _detail(images: Images) -> Floats:
     return detail
 
 
-def _verify(images: Images, left: Indexes, right: Indexes, mirrored: bool) -> tuple[Floats, Indexes]:
-    """Return the correlation of details of each pair at its best shift, (P,), and that shift, (P, 2).
+class _Details:
+    """The details of all images, ready to be laid on each other.
 
-    The centre of right, 42 pixels wide, is laid on left at all 49 shifts; with both standardised their mean squared
-    difference is ``2 - 2 × correlation``, so this is the pixel distance after light, contrast and crop are taken out.
+    The centre of one, 42 pixels wide, is laid on another at all 49 shifts of up to 3 pixels. With both standardised
+    their mean squared difference is ``2 - 2 × correlation``: the pixel distance once light, contrast and crop are taken
+    out.
+    By the correlation theorem all shifts come from one product of spectra, of which only the 49 values are transformed
+    back.
     """
-    correlations, shifts = np.empty(len(left), np.float32), np.empty((len(left), 2), np.int64)
-    inner, places = SIZE - 2 * MAX_SHIFT, 2 * MAX_SHIFT + 1
-    # window[y, s] is 1 where row y lies in the window that starts at s: sums over all windows are two matrix products.
-    window = (np.arange(SIZE)[:, None] - np.arange(places)).astype(np.float32)
-    window = ((window >= 0) & (window < inner)).astype(np.float32)
-    for start in range(0, len(left), _BLOCK):
-        these = slice(start, start + _BLOCK)
-        field, template = _detail(images[left[these]]), _detail(images[right[these]])
-        if mirrored:
-            template = template[:, :, ::-1]
-        template = template[:, MAX_SHIFT:-MAX_SHIFT, MAX_SHIFT:-MAX_SHIFT]
-        template = template - template.mean(axis=(1, 2), keepdims=True)
-        scale = np.sqrt((template**2).sum(axis=(1, 2)))
-        spectrum = fft.rfft2(field) * np.conj(fft.rfft2(template, s=(SIZE, SIZE)))
-        products = fft.irfft2(spectrum, s=(SIZE, SIZE))[:, :places, :places]
-        sums, squares = window.T @ field @ window, window.T @ field**2 @ window
-        scales = np.sqrt(np.maximum(squares - sums**2 / inner**2, 0)) * scale[:, None, None]
-        # A window without detail (below one grey level) is like nothing.
-        quotient = np.where(scales > inner**2, products / np.maximum(scales, 1), 0).reshape(len(field), -1)
-        best = quotient.argmax(axis=1)
-        correlations[these] = np.minimum(quotient[np.arange(len(best)), best], 1)
-        shifts[these] = np.stack(np.divmod(best, places), axis=1) - MAX_SHIFT
-    return correlations, shifts
+
+    _INNER: Final = SIZE - 2 * MAX_SHIFT
+    _PLACES: Final = 2 * MAX_SHIFT + 1
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+        self.spectra = np.empty((len(images), SIZE, SIZE // 2 + 1), np.complex64)
+        self.scales = np.empty(len(images), np.float32)
+        for start in range(0, len(images), _BLOCK):
+            these = slice(start, start + _BLOCK)
+            centre = _detail(images[these])[:, MAX_SHIFT:-MAX_SHIFT, MAX_SHIFT:-MAX_SHIFT]
+            centre = centre - centre.mean(axis=(1, 2), keepdims=True)
+            self.scales[these] = np.sqrt((centre**2).sum(axis=(1, 2)))
+            self.spectra[these] = np.conj(fft.rfft2(centre, s=(SIZE, SIZE)))
+        turns = np.exp(2j * np.pi / SIZE * np.outer(np.arange(self._PLACES), np.arange(SIZE))).astype(np.complex64)
+        self._down = turns / SIZE
+        # A real picture's spectrum is half redundant: the frequencies kept, but the first and last, count twice.
+        twice = np.full(SIZE // 2 + 1, 2 / SIZE, np.float32)
+        twice[[0, -1]] = 1 / SIZE
+        self._across = turns[:, : SIZE // 2 + 1].T * twice[:, None]
+        # Sums over every window of 42 pixels, as two matrix products.
+        offset = np.arange(SIZE)[:, None] - np.arange(self._PLACES)
+        self._window = ((offset >= 0) & (offset < self._INNER)).astype(np.float32)
+
+    def match(self, left: Indexes, right: Indexes, mirrored: Mask) -> tuple[Floats, Indexes]:
+        """Return the correlation of each pair at its best shift, (P,), and that shift (down, right), (P, 2)."""
+        correlations, shifts = np.empty(len(left), np.float32), np.empty((len(left), 2), np.int64)
+        for mirror in (False, True):
+            chosen = np.flatnonzero(mirrored == mirror)
+            used, place = np.unique(left[chosen], return_inverse=True)
+            # Mirroring the left one instead is the same but for the sign of the shift to the right.
+            field = _detail(self.images[used])[:, :, :: -1 if mirror else 1]
+            spectra = fft.rfft2(field)
+            sums = self._window.T @ field @ self._window
+            squares = self._window.T @ field**2 @ self._window
+            scales = np.sqrt(np.maximum(squares - sums**2 / self._INNER**2, 0))
+            for start in range(0, len(chosen), _BLOCK):
+                these, at = chosen[start : start + _BLOCK], place[start : start + _BLOCK]
+                products = (self._down @ (spectra[at] * self.spectra[right[these]] @ self._across)).real
+                product_of_scales = scales[at] * self.scales[right[these], None, None]
+                # What has less detail than one grey level is like nothing.
+                enough = product_of_scales > self._INNER**2
+                quotient = np.where(enough, products / np.maximum(product_of_scales, 1), 0).reshape(len(these), -1)
+                best = quotient.argmax(axis=1)
+                correlations[these] = np.minimum(quotient[np.arange(len(best)), best], 1)
+                shifts[these] = np.stack(np.divmod(best, self._PLACES), axis=1) - MAX_SHIFT
+                shifts[these, 1] *= -1 if mirror else 1
+        return correlations, shifts
 
 
 def constant(images: Images) -> Mask:
     """Return which images have one grey level only, bool (N,)."""
-    flat = images.reshape(len(images), -1)
+    flat = images.reshape(len(images), SIZE * SIZE)
     same: Mask = (flat == flat[:, :1]).all(axis=1)
     return same
 
@@ -205,7 +235,7 @@ def nearly_blank(images: Images) -> Mask:
 
     See `NEARLY_BLANK_SHARE` and `NEARLY_BLANK_DEVIATION`.
     """
-    flat = images.reshape(len(images), -1)
+    flat = images.reshape(len(images), SIZE * SIZE)
     found = np.zeros(len(flat), bool)
     for start in range(0, len(flat), _BLOCK):
         block = flat[start : start + _BLOCK]

@@ -56,7 +56,7 @@ _MEANS: Final = np.array(
     ],
     dtype=np.float32,
 )
-_SPREAD: Final = np.array([0.20, 0.18, 0.20, 0.25, 0.20, 0.22, 0.20, 0.15, 0.18, 0.12], dtype=np.float32)
+_SPREAD: Final = np.array([0.16, 0.14, 0.16, 0.20, 0.16, 0.18, 0.16, 0.12, 0.15, 0.10], dtype=np.float32)
 
 # Which emotion a wrongly labelled face shows instead: the confusions that people make on FER2013, rows by label.
 _CONFUSED: Final = np.array(
@@ -278,9 +278,9 @@ def _shown(targets: npt.NDArray[np.int64], rng: np.random.Generator) -> Floats:
     """Return the traits of each face, (N, traits): the emotion in some strength, a bit of another one, and chance."""
     n = len(targets)
     shown = np.where(rng.random(n) < LABEL_NOISE, _confuse(targets, rng), targets)
-    strength = rng.beta(5.0, 1.8, (n, 1)).astype(np.float32) * 1.25
+    strength = rng.beta(6.0, 1.6, (n, 1)).astype(np.float32) * 1.3
     traits = strength * _MEANS[shown]
-    mixed = rng.random((n, 1)) < 0.15
+    mixed = rng.random((n, 1)) < 0.12
     other = _MEANS[_confuse(shown, rng)]
     weight = np.where(mixed, rng.uniform(0.1, 0.45, (n, 1)), 0).astype(np.float32)
     traits = (1 - weight) * traits + weight * other
@@ -315,8 +315,8 @@ def _looks(traits: Floats, rng: np.random.Generator) -> dict[str, Floats]:
     def sometimes(p: float) -> npt.NDArray[np.float64]:
         return (rng.random(n) < p).astype(np.float64)
 
-    skin = uniform(0.42, 0.85)
-    hair = np.minimum(np.where(rng.random(n) < 0.25, uniform(0.45, 0.8), uniform(0.04, 0.35)), skin + 0.1)
+    skin = uniform(0.55, 0.85)
+    hair = np.minimum(np.where(rng.random(n) < 0.2, uniform(0.45, 0.75), uniform(0.04, 0.32)), skin + 0.1)
     looks = {
         **{name: traits[:, i] for i, name in enumerate(_TRAITS)},
         # the person
@@ -326,23 +326,23 @@ def _looks(traits: Floats, rng: np.random.Generator) -> dict[str, Floats]:
         "eye_apart": normal(0.315, 0.024),
         "eye_level": normal(-0.13, 0.03),
         "eye_width": normal(0.165, 0.012),
-        "eye_height": normal(0.062, 0.008),
+        "eye_height": normal(0.072, 0.008),
         "iris_size": normal(0.070, 0.005),
         "iris": uniform(0.05, 0.40),
         "gaze": normal(0.0, 0.025),
         "brow_level": normal(-0.34, 0.025),
-        "brow_thick": uniform(0.022, 0.050),
+        "brow_thick": uniform(0.030, 0.055),
         "nose_length": normal(0.27, 0.035),
         "nose_width": normal(0.125, 0.018),
         "mouth_level": normal(0.52, 0.035),
-        "mouth_width": normal(0.265, 0.022),
-        "lip_thick": uniform(0.025, 0.055),
-        "lip_shade": uniform(0.62, 0.86),
+        "mouth_width": normal(0.30, 0.022),
+        "lip_thick": uniform(0.03, 0.06),
+        "lip_shade": uniform(0.5, 0.75),
         "skin": skin,
         "hair": hair,
         "brow_shade": np.minimum(hair, 0.55 * skin),
         "strands": np.where(hair > 0.4, 0.12, 0.3) * uniform(0.5, 1.2),
-        "spots": uniform(0.04, 0.09),
+        "spots": uniform(0.03, 0.07),
         "hairline": normal(-0.64, 0.06),
         "fringe": uniform(-0.25, 0.75),
         "parting": normal(0.0, 0.15),
@@ -351,25 +351,25 @@ def _looks(traits: Floats, rng: np.random.Generator) -> dict[str, Floats]:
         "glasses": sometimes(0.08),
         "wrinkles": uniform(0.3, 1.0),
         # the pose
-        "shift_x": normal(0.0, 0.05),
-        "shift_y": normal(-0.02, 0.05),
-        "zoom": normal(1.24, 0.09),
-        "tilt": np.radians(normal(0.0, 7.0)),
-        "turn": normal(0.0, 0.06),
+        "shift_x": normal(0.0, 0.035),
+        "shift_y": normal(-0.02, 0.035),
+        "zoom": normal(1.25, 0.07),
+        "tilt": np.radians(normal(0.0, 4.5)),
+        "turn": normal(0.0, 0.05),
         # the photograph
         "back": uniform(0.05, 0.95),
         "back_slope": normal(0.0, 0.12),
         "back_clutter": uniform(0.05, 0.18),
         "shirt": uniform(0.05, 0.9),
-        "light_x": normal(0.0, 0.16),
-        "light_y": normal(-0.04, 0.08),
+        "light_x": normal(0.0, 0.12),
+        "light_y": normal(-0.04, 0.06),
         "edge": uniform(0.05, 0.09),
-        "blur": np.clip(normal(0.05, 0.08), 0, 0.22),
-        "contrast": np.clip(normal(1.0, 0.13), 0.6, 1.3),
-        "brightness": normal(0.0, 0.07),
-        "noise": uniform(0.005, 0.03),
+        "blur": np.clip(normal(0.04, 0.06), 0, 0.2),
+        "contrast": np.clip(normal(1.05, 0.12), 0.75, 1.35),
+        "brightness": normal(0.0, 0.05),
+        "noise": uniform(0.005, 0.025),
         # what hides a part: a hand, a microphone, the margin of the picture
-        "hidden": sometimes(0.07),
+        "hidden": sometimes(0.05),
         "hidden_x": uniform(-0.75, 0.75),
         "hidden_y": uniform(0.25, 1.0),
         "hidden_size": uniform(0.16, 0.34),
@@ -510,7 +510,7 @@ def _draw_eye(on: _Canvas, p: dict[str, Floats], side: int) -> None:
     on.darken(0.25 * np.clip(p["squint"], 0, 1) * on.line(v - 0.11 + 0.8 * u * u, 0.01) * within)
 
     span = u / 0.21
-    brow = on.v - p["brow_level"] + 0.105 * p["brow"] - 0.075 * p["slant"] * span
+    brow = on.v - p["brow_level"] + 0.12 * p["brow"] - 0.09 * p["slant"] * span
     brow += (0.035 + 0.02 * p["brow"]) * (1 - span * span) - 0.02
     thick = p["brow_thick"] * (1.15 - 0.45 * span)
     on.paint(0.85 * on.inside(np.maximum(np.abs(brow) - thick, np.abs(u - 0.01) - 0.205)), p["brow_shade"])
@@ -541,10 +541,10 @@ def _draw_mouth(on: _Canvas, p: dict[str, Floats]) -> None:
     bow = np.maximum(1 - reach, 0)
     round_bow = np.sqrt(bow)
     opening = np.clip(p["open"], 0, 1.3)
-    v = on.v - (p["mouth_level"] - 0.095 * p["corner"])
-    hang = 0.15 * p["corner"]  # how far the middle hangs below the corners
+    v = on.v - (p["mouth_level"] - 0.105 * p["corner"])
+    hang = 0.17 * p["corner"]  # how far the middle hangs below the corners
     top = (0.75 * hang - 0.075 * p["lip"]) * bow - 0.07 * opening * round_bow
-    bottom = (1.05 * hang + 0.02 * np.clip(p["lip"], 0, 1)) * bow + 0.22 * opening * round_bow
+    bottom = (1.05 * hang + 0.02 * np.clip(p["lip"], 0, 1)) * bow + 0.27 * opening * round_bow
     upper_lip = np.maximum(top - p["lip_thick"] * (0.35 + 0.9 * bow) - v, v - bottom)
     lower_lip = np.maximum(top - v, v - bottom - p["lip_thick"] * (0.2 + 1.3 * bow))
     on.darken((1 - p["lip_shade"]) * on.inside(np.minimum(upper_lip, lower_lip)) * (reach < 1.05))

@@ -1,0 +1,97 @@
+"""A file is whole or absent, whatever goes wrong while it is written."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from fer_utils.files import replacing, write_json, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_new_file_takes_the_place_of_the_old(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "a.csv"
+    write_text(path, "old")
+    with replacing(path) as aside:
+        aside.write_text("new")
+        assert path.read_text() == "old"
+        assert aside.parent == path.parent
+        assert aside.suffix == ".csv"
+    assert path.read_text() == "new"
+    assert names(path.parent) == ["a.csv"]
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def interrupted() -> None:
+        with replacing(path) as aside:
+            aside.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_block_that_writes_nothing_fails_and_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(FileNotFoundError), replacing(path):
+        pass
+    assert path.read_text() == "old"
+
+
+def test_two_writers_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with replacing(path) as first, replacing(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+        assert first != second
+    # The outer block ends last.
+    assert path.read_text() == "first"
+    assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="processes cannot be killed like this on Windows")
+def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    program = textwrap.dedent(
+        """
+        import os, signal, sys
+        from pathlib import Path
+        from fer_utils.files import replacing
+        with replacing(Path(sys.argv[1])) as aside:
+            aside.write_text("{")
+            os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(path)], check=False)
+    assert done.returncode != 0
+    assert json.loads(path.read_text()) == {"old": 1}
+
+
+def test_text_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "48×48 ±2 – 測")
+    assert (tmp_path / "a.txt").read_bytes() == "48×48 ±2 – 測".encode()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, {"a": [1.0, -math.inf]}, object()])
+def test_json_that_others_cannot_read_is_refused(tmp_path: Path, value: object) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"kept": True})
+    with pytest.raises((ValueError, TypeError)):
+        write_json(path, value)
+    assert json.loads(path.read_text()) == {"kept": True}
+    assert names(tmp_path) == ["a.json"]
