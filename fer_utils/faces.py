@@ -56,7 +56,7 @@ class Faces:
             raise ValueError(f"images must be uint8 (N, {SIZE}, {SIZE}), not {self.images.dtype} {self.images.shape}")
         if self.targets.dtype != np.int64 or self.targets.shape != (n,):
             raise ValueError(f"targets must be int64 ({n},), not {self.targets.dtype} {self.targets.shape}")
-        if n and not (UNLABELLED <= self.targets.min() and self.targets.max() < NUM_EMOTIONS):
+        if n and not (self.targets.min() >= UNLABELLED and self.targets.max() < NUM_EMOTIONS):
             raise ValueError(f"targets must be {UNLABELLED} to {NUM_EMOTIONS - 1}")
         if self.names.shape != (n,):
             raise ValueError(f"names must be ({n},), not {self.names.shape}")
@@ -162,14 +162,15 @@ class Splits:
             return ""
         return (
             "> **Synthetic faces.** A generator drew them, so that everything can be tried without data: no number "
-            "below says anything about real faces. For FER2013 give its path as the parameter `data`, or set `FER_DATA`."
+            "below says anything about real faces. For FER2013 give its path as the parameter `data`, or set "
+            "`FER_DATA`."
         )
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that identify the labelled training and validation faces, in order.
 
-        Names and the test part stay out, so that a table whose test part is unlabelled has the fingerprint of the folder
-        that holds the same faces.
+        Names and the test part stay out, so that a table whose test part is unlabelled has the fingerprint of the
+        folder that holds the same faces.
         """
         hasher = hashlib.blake2b(digest_size=8)
         for faces in (self.train, self.val):
@@ -184,10 +185,7 @@ class Splits:
 
 
 def cut(faces: Faces, fraction: float, seed: int) -> tuple[Faces, Faces]:
-    """Split ``faces`` into (rest, part), stratified by target, equal digests on one side, seeded.
-
-    Groups of equal digests are shuffled and dealt within each target (a group with conflicting labels counts for the
-    label of its first face), so the part's share of each emotion is ``fraction`` to within one group.
+    """Split ``faces`` into (rest, part), stratified by target, equal digests on one side, seeded: see `cut_mask`.
 
     Args:
         faces: labelled faces, in the canonical order.
@@ -197,15 +195,32 @@ def cut(faces: Faces, fraction: float, seed: int) -> tuple[Faces, Faces]:
     Raises:
         ValueError: ``fraction`` is out of range, or a face is unlabelled.
     """
+    mask = cut_mask(faces.digests, faces.targets, fraction, seed)
+    return faces.select(~mask), faces.select(mask)
+
+
+def cut_mask(digests: Digests, targets: Targets, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Return which faces a cut puts into the part, (N,).
+
+    Groups of equal digests are shuffled and dealt within each target (a group with conflicting labels counts for the
+    label of its first face), so the part's share of each emotion is ``fraction`` to within one group.
+
+    Args:
+        digests: (N,) of labelled faces in the canonical order.
+        targets: int64 (N,), 0 to 6.
+        fraction: share of the faces to put into the part, 0 to below 1.
+        seed: seed of the shuffle.
+
+    Raises:
+        ValueError: ``fraction`` is out of range, or a face is unlabelled.
+    """
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction must be at least 0 and below 1, not {fraction}")
-    if not len(faces):
-        return faces, faces
-    if not faces.labelled:
+    if (targets == UNLABELLED).any():
         raise ValueError("only labelled faces can be cut: stratification needs their targets")
-    _, first, group = np.unique(faces.digests, return_index=True, return_inverse=True)
-    sizes = np.bincount(group)
-    group_target = faces.targets[first]
+    _, first, group = np.unique(digests, return_index=True, return_inverse=True)
+    sizes = np.bincount(group, minlength=len(first))
+    group_target = targets[first]
     rng = np.random.Generator(np.random.PCG64(seed))
     chosen = np.zeros(len(sizes), dtype=bool)
     for target in range(NUM_EMOTIONS):
@@ -219,8 +234,8 @@ def cut(faces: Faces, fraction: float, seed: int) -> tuple[Faces, Faces]:
                 taken += int(sizes[index])
             if taken == wanted:
                 break
-    mask = chosen[group]
-    return faces.select(~mask), faces.select(mask)
+    mask: npt.NDArray[np.bool_] = chosen[group]
+    return mask
 
 
 def describe(splits: Splits) -> str:

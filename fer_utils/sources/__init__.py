@@ -8,16 +8,17 @@ from __future__ import annotations
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from fer_utils.faces import Faces, Names, Splits, cut
+from fer_utils.emotions import UNLABELLED
+from fer_utils.faces import PARTS, Faces, Names, Splits, cut_mask
 from fer_utils.files import ROOT
-from fer_utils.sources.reading import Contents, OnBad, Role, SourceError, hidden
+from fer_utils.sources.reading import ROLES, Contents, OnBad, Role, SourceError, hidden
 
 __all__ = ["SourceError", "load", "row_numbers"]
 
@@ -104,23 +105,17 @@ def load(
     if data == "auto":
         data, note = _auto()
     location = str(data)
-    # What touches the cache does so beside the rest of the work, and is done when this function returns.
-    with ThreadPoolExecutor(1) as pool:
-        beside = pool if cache else None
-        if isinstance(data, str) and (data == "synthetic" or data.startswith("synthetic:")):
-            contents = _synthetic(data, beside)
-            source = "synthetic"
-        elif data == "kaggle":
-            from fer_utils.sources import kaggle
+    cut = _Cut(val_fraction, split_seed, location)
+    if isinstance(data, str) and (data == "synthetic" or data.startswith("synthetic:")):
+        splits = _synthetic(data, cut, cache)
+    elif data == "kaggle":
+        from fer_utils.sources import kaggle
 
-            contents = _read(_find(kaggle.cached() or kaggle.download()), on_bad, beside)
-            source, location = "kaggle", kaggle.HANDLE
-        else:
-            place = _find(Path(data).expanduser())
-            contents = _read(place, on_bad, beside)
-            source = place.layout
-        train, val, test, rule = _split(contents, val_fraction, split_seed, location)
-    return Splits(train, val, test, source, location, note + rule, contents.skipped, contents.converted)
+        cut = replace(cut, location=kaggle.HANDLE)
+        splits = replace(_read(_find(kaggle.cached() or kaggle.download()), cut, on_bad, cache), source="kaggle")
+    else:
+        splits = _read(_find(Path(data).expanduser()), cut, on_bad, cache)
+    return replace(splits, location=cut.location, rule=note + splits.rule)
 
 
 def row_numbers(names: Names) -> npt.NDArray[np.int64]:
@@ -206,20 +201,30 @@ def _find(path: Path, depth: int = 0) -> _Place:
     raise SourceError(f"{path} holds no layout that is known. Looked for: {_LOOKED_FOR}. Found: {there or 'nothing'}")
 
 
-def _read(place: _Place, on_bad: OnBad, pool: ThreadPoolExecutor | None) -> Contents:
-    """Read a layout, or take it from the cache; without a pool there is no cache."""
+@dataclass(frozen=True)
+class _Cut:
+    """How the parts are to be made, and what to call the source in messages."""
+
+    val_fraction: float | None
+    seed: int
+    location: str
+
+
+def _read(place: _Place, how: _Cut, on_bad: OnBad, use_cache: bool) -> Splits:
+    """Read a layout, or take it from the cache."""
     from fer_utils.sources import cache, csv, folder, parquet, reading
 
     files = [place.path, *place.files.values()]
-    key = "\n".join([place.layout, *(str(path.resolve()) for path in files)])
-    # The entry is read while the source's files are listed: whether it is still good is known when both are there.
-    fetched = pool.submit(cache.load, key) if pool else None
-    if place.layout == "folder":
-        tree = folder.scan(place.path, on_bad)
-        stamp = tree.stamp()
-    else:
-        stamp = reading.stamp(list(place.files.values()))
-    kept = fetched.result() if fetched else None
+    key = "\n".join([place.layout, str(how.val_fraction), str(how.seed), *(str(path.resolve()) for path in files)])
+    with ThreadPoolExecutor(1) as pool:
+        # The entry is read while the source's files are listed: whether it is still good is known when both are there.
+        fetched = pool.submit(cache.load, key) if use_cache else None
+        if place.layout == "folder":
+            tree = folder.scan(place.path, on_bad)
+            stamp = tree.stamp()
+        else:
+            stamp = reading.stamp(list(place.files.values()))
+        kept = fetched.result() if fetched else None
     if kept is not None and kept[0] == stamp and not (kept[1].skipped and on_bad == "raise"):
         return kept[1]
     if place.layout == "folder":
@@ -228,12 +233,13 @@ def _read(place: _Place, on_bad: OnBad, pool: ThreadPoolExecutor | None) -> Cont
         contents = csv.read(place.files, on_bad, place.path)
     else:
         contents = parquet.read(place.files, on_bad, place.path)
-    if pool:
-        pool.submit(cache.store, key, stamp, contents)
-    return contents
+    splits = _split(contents, how, place.layout)
+    if use_cache:
+        cache.store(key, stamp, splits)
+    return splits
 
 
-def _synthetic(data: str, pool: ThreadPoolExecutor | None) -> Contents:
+def _synthetic(data: str, how: _Cut, use_cache: bool) -> Splits:
     """Draw faces, or take them from the cache: the same as long as the generator is."""
     from fer_utils.sources import cache, synthetic
 
@@ -242,48 +248,59 @@ def _synthetic(data: str, pool: ThreadPoolExecutor | None) -> Contents:
         raise SourceError(f"data is {data!r}; expected synthetic:N with a number N of faces")
     generator = Path(synthetic.__file__).read_bytes()
     stamp = f"{hashlib.blake2b(generator, digest_size=16).hexdigest()} numpy {np.__version__}"
-    kept = cache.load(data) if pool else None
+    key = f"{data}\n{how.val_fraction}\n{how.seed}"
+    kept = cache.load(key) if use_cache else None
     if kept is not None and kept[0] == stamp:
         return kept[1]
     try:
-        splits = synthetic.generate(int(count)) if colon else synthetic.generate()
+        drawn = synthetic.generate(int(count)) if colon else synthetic.generate()
     except ValueError as error:
         raise SourceError(f"data is {data!r}: {error}") from None
-    contents = Contents({part: faces.sorted() for part, faces in splits if len(faces)}, "generator")
-    if pool:
-        pool.submit(cache.store, data, stamp, contents)
-    return contents
+    parts = dict(drawn)
+    everything = Faces.concatenate(list(parts.values()))
+    roles = np.repeat([ROLES.index(part) for part in parts], [len(faces) for faces in parts.values()]).astype(np.int8)
+    names = everything.names.astype(np.str_)
+    contents = Contents([everything.images], everything.digests, everything.targets, roles, names, told_by="generator")
+    splits = _split(contents, how, "synthetic")
+    if use_cache:
+        cache.store(key, stamp, splits)
+    return splits
 
 
-def _split(contents: Contents, val_fraction: float | None, seed: int, location: str) -> tuple[Faces, Faces, Faces, str]:
-    """Return train, val and test, each in the canonical order, and a sentence that says how they were made."""
-    faces = contents.faces
-    share = VAL_FRACTION if val_fraction is None else val_fraction
-    if set(faces) <= {"all", "train"}:
-        everything = faces["all"] if "all" in faces else faces["train"]
-        rest, test = cut(everything, TEST_FRACTION, seed)
+def _split(contents: Contents, how: _Cut, source: str) -> Splits:
+    """Make the parts, each in the canonical order."""
+    share = VAL_FRACTION if how.val_fraction is None else how.val_fraction
+
+    def cut(index: npt.NDArray[np.int64], fraction: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        mask = cut_mask(contents.digests[index], contents.targets[index], fraction, how.seed)
+        return index[~mask], index[mask]
+
+    sizes = {role: len(index) for role in ROLES if len(index := contents.where(role))}
+    if set(sizes) <= {"all", "train"}:
+        everything = contents.where("all", "train")
+        rest, test = cut(everything, TEST_FRACTION)
         # By default a tenth of all faces; a share that is asked for is one of the faces left for training.
-        train, val = cut(rest, share / (1 - TEST_FRACTION) if val_fraction is None else share, seed)
+        train, val = cut(rest, share / (1 - TEST_FRACTION) if how.val_fraction is None else share)
         rule = (
             f"The source tells no parts: {len(test) / len(everything):.0%} of its faces were cut off for test and "
-            f"{len(val) / len(everything):.0%} for validation (seed {seed})."
+            f"{len(val) / len(everything):.0%} for validation (seed {how.seed})."
         )
-        return train, val, test, rule
-    if "train" not in faces:
-        there = " and ".join(f"{len(part):,} {role}" for role, part in faces.items())
-        raise SourceError(f"{location} has no training faces, only {there} faces; give them together")
-    others = [faces[role] for role in ("val", "test") if role in faces]
-    if val_fraction is None and len(others) == 2:
-        val, test = others
-        if not val.labelled:
-            first = val.names[val.targets < 0][0]
-            raise SourceError(f"{location}: {first} is a validation face without an emotion; every one needs it")
-        return faces["train"], val, test, f"Train, validation and test as told by the {contents.told_by}."
-    test = others[0] if len(others) == 1 else Faces.concatenate(others).sorted()
-    train, val = cut(faces["train"], share, seed)
-    what = "the other part is" if len(others) == 1 else "both other parts together are"
-    rule = (
-        f"Training faces as told by the {contents.told_by}, {share:.0%} of them cut off for validation (seed {seed}); "
-        f"{what} the test set."
-    )
-    return train, val, test, rule
+    elif "train" not in sizes:
+        there = " and ".join(f"{size:,} {role}" for role, size in sizes.items())
+        raise SourceError(f"{how.location} has no training faces, only {there} faces; give them together")
+    elif how.val_fraction is None and len(sizes) == 3:
+        train, val, test = (contents.where(part) for part in PARTS)
+        unlabelled = val[contents.targets[val] == UNLABELLED]
+        if len(unlabelled):
+            name = contents.names[unlabelled[0]]
+            raise SourceError(f"{how.location}: {name} is a validation face without an emotion; every one needs it")
+        rule = f"Train, validation and test as told by the {contents.told_by}."
+    else:
+        train, val = cut(contents.where("train"), share)
+        test = contents.where("val", "test")
+        rule = (
+            f"Training faces as told by the {contents.told_by}, {share:.0%} of them cut off for validation (seed "
+            f"{how.seed}); {'the other part is' if len(sizes) == 2 else 'both other parts together are'} the test set."
+        )
+    faces = contents.take(train, val, test)
+    return Splits(faces[0], faces[1], faces[2], source, how.location, rule, contents.skipped, contents.converted)

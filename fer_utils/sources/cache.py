@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import zlib
 from pathlib import Path
@@ -20,11 +21,10 @@ import PIL
 import platformdirs
 
 from fer_utils import __version__
-from fer_utils.faces import Faces, Skipped
+from fer_utils.faces import Faces, Skipped, Splits
 from fer_utils.files import replacing
-from fer_utils.sources.reading import ROLES, Contents, Role
 
-SCHEMA: Final = f"1 {__version__} {PIL.__version__}"
+SCHEMA: Final = f"2 {__version__} {PIL.__version__}"
 """Entries of another format, or read by another version, are not found."""
 
 ENTRIES: Final = 8
@@ -47,11 +47,14 @@ def entry(key: str) -> Path:
     return directory() / f"{name}.faces"
 
 
-def load(key: str) -> tuple[str, Contents] | None:
-    """Return the stamp and the contents stored under ``key``, None where there are none or they are damaged."""
+def load(key: str) -> tuple[str, Splits] | None:
+    """Return the stamp and the splits stored under ``key``, None where there are none or they are damaged.
+
+    The arrays are a private view of the file: what is written to them does not reach it.
+    """
     try:
-        data = np.fromfile(entry(key), np.uint8)
-    except OSError:
+        data = np.asarray(np.memmap(entry(key), np.uint8, "c"))
+    except (OSError, ValueError):  # not there, or empty
         return None
     if len(data) < 2 * _NUMBER:
         return None
@@ -61,34 +64,44 @@ def load(key: str) -> tuple[str, Contents] | None:
     # From here on the bytes are those that `store` wrote.
     length = int.from_bytes(data[:_NUMBER].tobytes(), "little")
     header: dict[str, Any] = json.loads(data[_NUMBER : _NUMBER + length].tobytes())
-    faces: dict[Role, Faces] = {}
+    parts: list[Faces] = []
     at = _aligned(_NUMBER + length)
-    for role in header["roles"]:
+    for shapes in header["parts"]:
         arrays: dict[str, npt.NDArray[Any]] = {}
-        for name, (kind, shape) in zip(_ARRAYS, header["roles"][role], strict=True):
-            size = int(np.prod(shape)) * np.dtype(kind).itemsize
+        for name, (kind, shape) in zip(_ARRAYS, shapes, strict=True):
+            size = math.prod(shape) * np.dtype(kind).itemsize
             arrays[name] = data[at : at + size].view(kind).reshape(shape)
             at = _aligned(at + size)
-        faces[role] = Faces(**arrays)
+        parts.append(Faces(**arrays))
     skipped = tuple(Skipped(name, reason) for name, reason in header["skipped"])
-    return header["stamp"], Contents(faces, header["told_by"], skipped, header["converted"])
+    splits = Splits(
+        parts[0],
+        parts[1],
+        parts[2],
+        header["source"],
+        header["location"],
+        header["rule"],
+        skipped,
+        header["converted"],
+    )
+    return header["stamp"], splits
 
 
-def store(key: str, stamp: str, contents: Contents) -> None:
-    """Keep ``contents`` under ``key``, whole or not at all; the oldest entries beyond `ENTRIES` are removed."""
-    roles = {role: contents.faces[role] for role in ROLES if role in contents.faces}
-    parts = {role: [np.ascontiguousarray(getattr(faces, name)) for name in _ARRAYS] for role, faces in roles.items()}
+def store(key: str, stamp: str, splits: Splits) -> None:
+    """Keep ``splits`` under ``key``, whole or not at all; the oldest entries beyond `ENTRIES` are removed."""
+    parts = [[np.ascontiguousarray(getattr(faces, name)) for name in _ARRAYS] for _, faces in splits]
     header = {
         "stamp": stamp,
-        "told_by": contents.told_by,
-        "skipped": [(item.name, item.reason) for item in contents.skipped],
-        "converted": contents.converted,
-        "roles": {role: [(array.dtype.str, array.shape) for array in arrays] for role, arrays in parts.items()},
+        "source": splits.source,
+        "location": splits.location,
+        "rule": splits.rule,
+        "skipped": [(item.name, item.reason) for item in splits.skipped],
+        "converted": splits.converted,
+        "parts": [[(array.dtype.str, array.shape) for array in arrays] for arrays in parts],
     }
     text = json.dumps(header).encode("ascii")
     pieces: list[Any] = [len(text).to_bytes(_NUMBER, "little") + text]
-    for arrays in parts.values():
-        pieces += [array.reshape(-1).view(np.uint8) for array in arrays]
+    pieces += [array.reshape(-1).view(np.uint8) for arrays in parts for array in arrays]
     path = entry(key)
     try:
         with replacing(path) as aside, aside.open("wb") as file:

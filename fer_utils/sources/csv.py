@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fer_utils.faces import SIZE, Digests, Faces, Images, digests
+from fer_utils.faces import SIZE, Digests, Images, digests
 from fer_utils.sources.numbers import NumberParser
 from fer_utils.sources.reading import (
     PIXELS,
@@ -32,7 +33,6 @@ from fer_utils.sources.reading import (
     OnBad,
     Role,
     SourceError,
-    arrange,
     label_target,
     wrong_count,
     wrong_pixel,
@@ -103,24 +103,44 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path) -> Contents:
         SourceError: a file without the column ``pixels``; a bad row under ``on_bad="raise"``; no face at all.
     """
     bad = BadItems(on_bad, location)
-    faces: dict[Role, Faces] = {}
+    chunks: list[Images] = []
+    digested: list[Digests] = []
+    targets: list[int] = []
+    roles: list[int] = []
+    names: list[str] = []
     for role, path in files.items():
-        faces |= _read_one(path, role, bad)
+        before = len(targets)
+        stem = path.stem
+        row = 0
+        for found in _read_one(path, role):
+            chunks.append(found.images)
+            digested.append(found.digests)
+            targets += found.targets
+            roles += [ROLES.index(its_role) for its_role in found.roles]
+            names += [f"{stem}[{row + i}]" for i in found.good]
+            for i, reason in found.bad:
+                bad.add(f"{path.name} row {row + i}", reason)
+            row += found.total
+        if len(targets) == before:
+            bad.add(path.name, "an empty split: there is no face in it")
     bad.check()
-    if not faces:
+    if not targets:
         raise bad.nothing_left()
-    return Contents(faces, "files" if len(files) > 1 else "Usage column", tuple(bad.skipped))
+    return Contents(
+        chunks,
+        np.concatenate(digested),
+        np.array(targets, np.int64),
+        np.array(roles, np.int8),
+        np.array(names, np.str_),
+        "files" if len(files) > 1 else "Usage column",
+        tuple(bad.skipped),
+    )
 
 
-def _read_one(path: Path, role: Role, bad: BadItems) -> dict[Role, Faces]:
+def _read_one(path: Path, role: Role) -> Iterator[Rows]:
     with path.open("rb") as file:
         columns = read_header(path, file.readline(LONGEST_LINE))
         begin, size = file.tell(), path.stat().st_size
-    chunks: list[tuple[Images, Digests]] = []
-    targets: list[int] = []
-    roles: list[int] = []
-    rows: list[int] = []
-    row = 0
     parser = NumberParser()
     with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
         # One block is read while the one before is parsed. Parsing in several threads gains nothing: its steps are so
@@ -131,19 +151,7 @@ def _read_one(path: Path, role: Role, bad: BadItems) -> dict[Role, Faces]:
             while starts and len(ahead) < 2:
                 start = starts.popleft()
                 ahead.append(pool.submit(_whole_lines, file, start, min(start + BLOCK, size), begin))
-            found = _parse_block(*ahead.popleft().result(), columns, role, parser)
-            chunks.append((found.images, found.digests))
-            targets += found.targets
-            roles += [ROLES.index(its_role) for its_role in found.roles]
-            rows += [row + i for i in found.good]
-            for i, reason in found.bad:
-                bad.add(f"{path.name} row {row + i}", reason)
-            row += found.total
-    if not targets:
-        bad.add(path.name, "an empty split: there is no face in it")
-    stem = path.stem
-    names = np.array([f"{stem}[{row}]" for row in rows], dtype=np.str_)
-    return arrange(chunks, np.array(targets, np.int64), np.array(roles, np.int8), names)
+            yield _parse_block(*ahead.popleft().result(), columns, role, parser)
 
 
 def _whole_lines(file: FileIO, start: int, stop: int, begin: int) -> tuple[bytes, int, int]:

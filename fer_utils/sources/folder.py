@@ -28,7 +28,7 @@ from fer_utils.emotions import EMOTIONS, UNLABELLED, target_of
 from fer_utils.faces import SIZE, Digests, Images, digests
 from fer_utils.sources import jpeg
 from fer_utils.sources.images import MAX_BYTES, ImageError, is_face, open_image, to_face
-from fer_utils.sources.reading import ROLES, USAGES, BadItems, Contents, OnBad, Role, arrange, hidden
+from fer_utils.sources.reading import ROLES, USAGES, BadItems, Contents, OnBad, Role, hidden
 
 THREADS: Final = 2
 AT_ONCE: Final = 512
@@ -198,7 +198,8 @@ def read(tree: Tree) -> Contents:
     Raises:
         SourceError: a bad image under ``on_bad="raise"``, or no face at all.
     """
-    chunks: list[tuple[Images, Digests]] = []
+    chunks: list[Images] = []
+    digested: list[Digests] = []
     good: list[int] = []
     converted = 0
     with ThreadPoolExecutor(THREADS) as pool:
@@ -216,14 +217,16 @@ def read(tree: Tree) -> Contents:
                 tree.bad.add(tree.names[i], reason)
             good += unpacked.good
             converted += unpacked.converted
-            chunks.append((unpacked.images, digests(unpacked.images)))
+            chunks.append(unpacked.images)
+            digested.append(digests(unpacked.images))
     tree.bad.check()
     if not good:
         raise tree.bad.nothing_left()
     roles, told_by = _roles(tree)
     index = np.array(good)
-    faces = arrange(chunks, np.array(tree.targets, np.int64)[index], roles[index], np.array(tree.names, np.str_)[index])
-    return Contents(faces, told_by, tuple(tree.bad.skipped), converted)
+    targets, names = np.array(tree.targets, np.int64)[index], np.array(tree.names, np.str_)[index]
+    skipped = tuple(tree.bad.skipped)
+    return Contents(chunks, np.concatenate(digested), targets, roles[index], names, told_by, skipped, converted)
 
 
 def _file_bytes(tree: Tree) -> Iterator[dict[int, bytes]]:

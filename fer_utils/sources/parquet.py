@@ -10,8 +10,8 @@ in, takes eight times the memory of the faces.
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fer_utils.faces import SIZE, Digests, Faces, Images, digests
+from fer_utils.faces import SIZE, Digests, Images, digests
 from fer_utils.sources.reading import (
     PIXELS,
     ROLES,
@@ -29,7 +29,6 @@ from fer_utils.sources.reading import (
     OnBad,
     Role,
     SourceError,
-    arrange,
     label_target,
     wrong_count,
     wrong_pixel,
@@ -40,11 +39,11 @@ BATCH: Final = 512
 IMAGE, LABEL = "image", "emotion_idx"
 
 
-class Batch(NamedTuple):
-    """Some rows: images uint8 (n, 48, 48), their digests, and what is wrong with which row, counted from the first."""
+class Rows(NamedTuple):
+    """Some rows: images uint8 (n, 48, 48), their labels as they stand, and what is wrong with which row."""
 
     images: Images
-    digests: Digests
+    labels: list[object]
     wrong: dict[int, str]
 
 
@@ -56,61 +55,63 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path) -> Contents:
             face at all.
     """
     bad = BadItems(on_bad, location)
-    faces: dict[Role, Faces] = {}
+    chunks: list[Images] = []
+    digested: list[Digests] = []
+    targets: list[int] = []
+    roles: list[int] = []
+    names: list[str] = []
     for role, path in files.items():
+        before = len(targets)
+        stem = path.name.split(".")[0].removeprefix("df_")
+        row = 0
         try:
-            faces |= _read_one(path, role, bad)
+            for found in _read_one(path):
+                good = []
+                for i, label in enumerate(found.labels):
+                    try:
+                        if i in found.wrong:
+                            raise ValueError(found.wrong[i])
+                        targets.append(label_target("" if label is None else str(label), role))
+                    except ValueError as error:
+                        bad.add(f"{path.name} row {row + i}", str(error))
+                    else:
+                        good.append(i)
+                images = found.images if len(good) == len(found.images) else found.images[good]
+                chunks.append(images)
+                digested.append(digests(images))
+                names += [f"{stem}[{row + i}]" for i in good]
+                row += len(found.labels)
         except (pa.ArrowException, OSError) as error:
             raise SourceError(f"{path} cannot be read as a parquet table ({error}); get the file again") from None
+        roles += [ROLES.index(role)] * (len(targets) - before)
+        if len(targets) == before:
+            bad.add(path.name, "an empty split: there is no face in it")
     bad.check()
-    if not faces:
+    if not targets:
         raise bad.nothing_left()
-    return Contents(faces, "files", tuple(bad.skipped))
+    return Contents(
+        chunks,
+        np.concatenate(digested),
+        np.array(targets, np.int64),
+        np.array(roles, np.int8),
+        np.array(names, np.str_),
+        "files",
+        tuple(bad.skipped),
+    )
 
 
-def _read_one(path: Path, role: Role, bad: BadItems) -> dict[Role, Faces]:
-    chunks: list[tuple[Images, Digests]] = []
-    targets: list[int] = []
-    rows: list[int] = []
-    row = 0
-
-    pending: deque[tuple[list[object], Future[Batch]]] = deque()
-
-    def collect() -> None:
-        nonlocal row
-        labels, future = pending.popleft()
-        images, digest, wrong = future.result()
-        good = []
-        for i, label in enumerate(labels):
-            try:
-                if i in wrong:
-                    raise ValueError(wrong[i])
-                targets.append(label_target("" if label is None else str(label), role))
-            except ValueError as error:
-                bad.add(f"{path.name} row {row + i}", str(error))
-            else:
-                good.append(i)
-        chunks.append((images, digest) if len(good) == len(images) else (images[good], digest[good]))
-        rows.extend(row + i for i in good)
-        row += len(images)
-
+def _read_one(path: Path) -> Iterator[Rows]:
     with pq.ParquetFile(path) as file, ThreadPoolExecutor(1) as pool:
         _check(path, file.schema_arrow)
         present = [name for name in (IMAGE, LABEL) if name in file.schema_arrow.names]
-        for batch in file.iter_batches(BATCH, columns=present):
+        batches = file.iter_batches(BATCH, columns=present)
+        # One batch is decoded while the one before is turned into bytes.
+        ahead = pool.submit(next, batches, None)
+        while (batch := ahead.result()) is not None:
+            ahead = pool.submit(next, batches, None)
             labels = batch.column(LABEL).to_pylist() if LABEL in present else [None] * len(batch)
-            # One batch is turned into bytes while the next is decoded.
-            pending.append((labels, pool.submit(_images, batch.column(IMAGE))))
-            if len(pending) > 2:
-                collect()
-        while pending:
-            collect()
-    if not targets:
-        bad.add(path.name, "an empty split: there is no face in it")
-    stem = path.name.split(".")[0].removeprefix("df_")
-    names = np.array([f"{stem}[{i}]" for i in rows], dtype=np.str_)
-    roles = np.full(len(targets), ROLES.index(role), np.int8)
-    return arrange(chunks, np.array(targets, np.int64), roles, names)
+            images, wrong = _images(batch.column(IMAGE))
+            yield Rows(images, labels, wrong)
 
 
 def _check(path: Path, schema: pa.Schema) -> None:
@@ -122,8 +123,8 @@ def _check(path: Path, schema: pa.Schema) -> None:
         raise SourceError(f"{path}: the column {IMAGE} holds {kind}; expected a list of {PIXELS:,} numbers in each row")
 
 
-def _images(column: Any) -> Batch:
-    """Return the images of an arrow column of lists."""
+def _images(column: Any) -> tuple[Images, dict[int, str]]:
+    """Return the images of an arrow column of lists, uint8 (rows, 48, 48), and what is wrong with which row."""
     if column.null_count == 0:
         values = column.flatten()
         lengths = column.value_lengths().to_numpy(zero_copy_only=False)
@@ -131,7 +132,7 @@ def _images(column: Any) -> Batch:
             numbers = values.to_numpy(zero_copy_only=False).reshape(-1, PIXELS)
             pixels, same = _bytes(numbers)
             if same.all():
-                return Batch(pixels.reshape(-1, SIZE, SIZE), digests(pixels), {})
+                return pixels.reshape(-1, SIZE, SIZE), {}
     images = np.zeros((len(column), PIXELS), np.uint8)
     wrong: dict[int, str] = {}
     for i, value in enumerate(column):
@@ -139,7 +140,7 @@ def _images(column: Any) -> Batch:
             images[i] = _row(value)
         except ValueError as error:
             wrong[i] = str(error)
-    return Batch(images.reshape(-1, SIZE, SIZE), digests(images), wrong)
+    return images.reshape(-1, SIZE, SIZE), wrong
 
 
 def _row(value: Any) -> npt.NDArray[np.uint8]:

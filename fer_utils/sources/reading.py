@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -37,19 +37,54 @@ class SourceError(ValueError):
 
 @dataclass(frozen=True)
 class Contents:
-    """What a reader found.
+    """What a reader found: N faces in the order of the source.
 
     Attributes:
-        faces: the faces of each role that is there, in the canonical order; at least one role.
+        chunks: the images, some at a time: uint8 (n, 48, 48) each, N together.
+        digests: (N,) of ``S32``.
+        targets: int64 (N,), -1 where unlabelled.
+        roles: int8 (N,), indices into `ROLES`.
+        names: (N,) what the source calls each face.
         told_by: what told the roles: ``file names``, ``folders``, ``Usage column``, ``files`` or ``generator``.
         skipped: items passed over under ``on_bad="skip"``.
         converted: how many images came in another size or mode and were turned into grey 48×48.
     """
 
-    faces: Mapping[Role, Faces]
+    chunks: list[Images]
+    digests: Digests
+    targets: Targets
+    roles: npt.NDArray[np.int8]
+    names: Names
     told_by: str
     skipped: tuple[Skipped, ...] = ()
     converted: int = 0
+
+    def where(self, *roles: Role) -> npt.NDArray[np.int64]:
+        """Return the indices of the faces of any of ``roles``, in the canonical order: by digest, then by target."""
+        index = np.flatnonzero(np.isin(self.roles, [ROLES.index(role) for role in roles]))
+        return index[np.lexsort((self.targets[index], self.digests[index]))]
+
+    def take(self, *parts: npt.NDArray[np.int64]) -> list[Faces]:
+        """Return the faces at each of some index arrays; ``chunks`` is emptied on the way, to save memory.
+
+        All images lie in one array, in which those of each part are a slice.
+        """
+        index = np.concatenate(parts)
+        rank = np.full(len(self.targets), -1)
+        rank[index] = np.arange(len(index))
+        images = np.empty((len(index), SIZE, SIZE), np.uint8)
+        start = 0
+        self.chunks.reverse()
+        while self.chunks:
+            chunk = self.chunks.pop()
+            to = rank[start : start + len(chunk)]
+            images[to[to >= 0]] = chunk if (to >= 0).all() else chunk[to >= 0]
+            start += len(chunk)
+        stops = np.cumsum([len(part) for part in parts]).tolist()
+        return [
+            Faces(images[stop - len(part) : stop], self.targets[part], self.names[part], self.digests[part])
+            for part, stop in zip(parts, stops, strict=True)
+        ]
 
 
 class BadItems:
@@ -86,37 +121,6 @@ class BadItems:
         """Return the error to raise where no face is left, with the reasons that are known."""
         reasons = "".join(f"\n  {item.name}: {item.reason}" for item in self.skipped[:_SHOWN])
         return SourceError(f"{self._location} holds no face that can be read{':' if reasons else '.'}{reasons}")
-
-
-def arrange(
-    chunks: list[tuple[Images, Digests]], targets: Targets, roles: npt.NDArray[np.int8], names: Names
-) -> dict[Role, Faces]:
-    """Return the faces of each role in the canonical order; ``chunks`` is emptied on the way to save memory.
-
-    Args:
-        chunks: images uint8 (n, 48, 48) and their digests, N together.
-        targets: int64 (N,).
-        roles: int8 (N,), indices into `ROLES`.
-        names: (N,).
-    """
-    digest = np.concatenate([chunk[1] for chunk in chunks]) if chunks else np.zeros(0, "S32")
-    order = np.lexsort((targets, digest, roles))
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    images = np.empty((len(order), SIZE, SIZE), np.uint8)
-    start = 0
-    chunks.reverse()
-    while chunks:
-        chunk, _ = chunks.pop()
-        images[rank[start : start + len(chunk)]] = chunk
-        start += len(chunk)
-    bounds = np.searchsorted(roles[order], np.arange(len(ROLES) + 1))
-    everything = Faces(images, targets[order], names[order], digest[order])
-    return {
-        role: everything.select(slice(first, last))
-        for role, first, last in zip(ROLES, bounds[:-1], bounds[1:], strict=True)
-        if first < last
-    }
 
 
 def label_target(label: str, role: Role) -> int:
