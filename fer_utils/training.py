@@ -323,14 +323,14 @@ def make_batch(
     start, end = bounds
     where = torch.arange(start + ranks.rank, end, ranks.world, device=images.device)
     faces = plan.order[where]
-    inputs = augment(images[faces], plan.draws[where], plan.size)
+    inputs = augment(images.index_select(0, faces), plan.draws[where], plan.size)
     whole = plan.order[start:end]
     if plan.partner is None:
         total = weights[targets[whole]].sum()
         return Batch(preprocessing.normalize(inputs), targets[faces], None, None, total)
     mine = plan.partner[where]
     partners = plan.order[mine.partner]
-    inputs, share = mix(inputs, augment(images[partners], plan.draws[mine.partner], plan.size), mine)
+    inputs, share = mix(inputs, augment(images.index_select(0, partners), plan.draws[mine.partner], plan.size), mine)
     everyone = plan.partner[start:end]
     others = plan.order[everyone.partner]
     total = (everyone.lam * weights[targets[whole]] + (1 - everyone.lam) * weights[targets[others]]).sum()
@@ -556,7 +556,7 @@ def _forward(state: State, ranks: Ranks, device: torch.device) -> nn.Module:
     forward: nn.Module = state.model
     if ranks.world > 1:
         ids = [device.index] if device.type == "cuda" else None
-        forward = DistributedDataParallel(forward, device_ids=ids, broadcast_buffers=True)
+        forward = DistributedDataParallel(forward, device_ids=ids)
     if state.recipe.compile:
         forward.compile()
     return forward
