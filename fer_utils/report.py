@@ -141,6 +141,9 @@ class _About:
             return "Drawn by a generator, to try the suite without data: no number here says anything about real faces."
         return "Real photos as in FER2013: 48×48 pixels, grey, each labelled with the expression that people perceived."
 
+    def description(self) -> str:
+        return _sentence(self.recipe.description or "a recipe of one's own, in full in recipe.yaml")
+
     def counts(self) -> str:
         faces = self.data["faces"]
         return ", ".join(f"{faces[part]:,} {part}" for part in ("train", "val", "test"))
@@ -318,7 +321,10 @@ def _first_screen(about: _About) -> Iterator[str]:
             "without data. No number on this page says anything about real faces.</p>"
         )
     if not about.data["of_the_training"]:
-        yield '<p class="banner">These are not the faces that the run was trained on.</p>'
+        yield (
+            '<p class="banner">These are not the faces that the run was trained on: which of them have copies among '
+            "those is not known.</p>"
+        )
     if found.metrics["note"]:
         yield f'<p class="banner">{html.escape(_sentence(found.metrics["note"]))}</p>'
     yield '<div class="cards">'
@@ -331,7 +337,7 @@ def _first_screen(about: _About) -> Iterator[str]:
     )
     yield _card_html(
         "Recipe",
-        f"<p><strong>{html.escape(about.recipe.name)}</strong>: {html.escape(_sentence(about.recipe.description))}</p>"
+        f"<p><strong>{html.escape(about.recipe.name)}</strong>: {html.escape(about.description())}</p>"
         f'<p class="small">{html.escape(about.training())}</p>',
     )
     if held is not None:
@@ -491,7 +497,7 @@ def _card(about: _About) -> str:
         "",
         f"A network ({about.recipe.backbone}, {about.recipe.image_size}×{about.recipe.image_size} pixels, recipe "
         f"`{about.recipe.name}`) that gives each of {', '.join(EMOTIONS[:-1])} and {EMOTIONS[-1]} a probability for "
-        f"one face. {_sentence(about.recipe.description)} {about.training()}",
+        f"one face. The recipe: {about.description()} {about.training()}",
         "",
         "## Intended use",
         "",

@@ -193,6 +193,13 @@ def test_what_is_read_back_is_what_was_found(trained: Run, splits: Splits, found
     assert measured.support == direct.support
     assert again.accuracies()["test, clean"]["single view"] == again.measured("test_clean").scores["accuracy"]
     assert again.note == " (synthetic faces)"
+    told = again.table("test_clean")
+    assert list(told.columns) == ["single view", "with its mirror image", "ten crops"]
+    assert told.loc["accuracy", "single view"] == again.measured("test_clean").scores["accuracy"].percent(2)
+    assert again.class_table("test").loc["happy", "faces"] == str((again.targets("test") == 3).sum())
+    clean = again.faces(splits, "test_clean")
+    assert (clean.targets == again.targets("test_clean")).all()
+    assert (clean.digests.astype(str) == again.rows("test_clean")["digest"]).all()
 
 
 def test_evaluating_again_gives_the_same(trained: Run, splits: Splits, found: Evaluation, tmp_path: Path) -> None:
@@ -246,6 +253,28 @@ def test_without_validation_faces_there_is_no_temperature(splits: Splits, tiny_r
     with pytest.raises(EvaluationError, match="no labelled validation faces"):
         result.probabilities("test", scaled=True)
     assert any("calibration" in line for line in evaluation.headline(result.metrics))
+
+
+def test_a_clean_set_that_is_the_whole_is_drawn_once(found: Evaluation) -> None:
+    assert len(found.accuracies()) == 6
+    spotless = found.predictions.assign(clean=True, clean_near=True)
+    again = Evaluation(spotless, {**found.metrics, **evaluation.measure(spotless, draws=10)})
+    assert list(again.accuracies()) == ["test, all", "validation, all"]
+    assert again.headline_set == "test_clean"
+
+
+@pytest.mark.parametrize(
+    ("source", "location", "told"),
+    [
+        ("synthetic", "synthetic:300", "synthetic:300"),
+        ("folder", "some/where", "some/where"),
+        ("kaggle", "msambare/fer2013/versions/1", "kaggle"),
+    ],
+)
+def test_the_data_of_a_run_can_be_loaded_again(tmp_path: Path, source: str, location: str, told: str) -> None:
+    run = Run.create(tmp_path / "run")
+    run.write_json("env.json", {"data": {"source": source, "location": location}})
+    assert evaluation.data_of(run) == told
 
 
 def test_an_emotion_without_faces_is_stored_as_null(found: Evaluation) -> None:
@@ -389,6 +418,13 @@ def test_two_runs_are_compared_face_by_face(found: Evaluation) -> None:
         expected - metrics.accuracy(other.probabilities("test"), other.targets("test"))
     )
     assert result.only_a + result.only_b <= 40
+
+
+def test_a_view_is_compared_with_the_single_one(found: Evaluation) -> None:
+    gain = evaluation.compare_views(found, "test", "flip")
+    flipped = metrics.accuracy(found.probabilities("test", "flip"), found.targets("test"))
+    assert gain.accuracy_a == pytest.approx(flipped)
+    assert gain.difference.value == pytest.approx(flipped - found.measured("test").scores["accuracy"].value)
 
 
 def test_runs_on_different_faces_cannot_be_compared(found: Evaluation) -> None:
