@@ -77,7 +77,7 @@ def listed(folder: Path = WEIGHTS) -> dict[str, Boxed]:
             "there is no trained model in the box: train one with 03_train.ipynb and name its run (--model RUN, or "
             "Classifier.from_run(run))"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(f"{path} is damaged ({error}): fetch the repository again") from error
 
 

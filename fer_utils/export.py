@@ -17,6 +17,7 @@ A file that is read (safetensors, ONNX) carries a digest of all it holds, so an 
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import logging
@@ -163,7 +164,8 @@ class Deployed(nn.Module):
 
     def __init__(self, model: nn.Module, description: Description) -> None:
         super().__init__()
-        self.model = Tempered(model, description.temperature)
+        # A copy, since whoever runs it elsewhere wants no gradients.
+        self.model = Tempered(copy.deepcopy(model), description.temperature).requires_grad_(False).eval()
         self.preprocessing = description.preprocessing
 
     def forward(self, faces: Tensor) -> Tensor:

@@ -1,0 +1,365 @@
+"""Exports compute what the network does, say what they are, and are refused when anything about them is wrong."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from fer_utils import box, checkpoint, export, metrics, models
+from fer_utils.checkpoint import CheckpointError
+from fer_utils.devices import DeviceError
+from fer_utils.emotions import EMOTIONS
+from fer_utils.export import ExportError
+from fer_utils.faces import Splits
+from fer_utils.inference import Classifier
+from fer_utils.preprocessing import Preprocessing
+from fer_utils.recipe import Recipe
+from fer_utils.runs import Run
+
+
+@pytest.fixture(scope="module")
+def run(tiny_recipe: Recipe, synthetic_splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run whose network has logits of some size, evaluated at a temperature of 1.7."""
+    made = Run.create(tmp_path_factory.mktemp("runs") / "tiny")
+    torch.manual_seed(0)
+    model = models.build(tiny_recipe)
+    preprocessing = Preprocessing.of(tiny_recipe, synthetic_splits.train)
+    with torch.no_grad():
+        # Batch norm with the statistics of faces, and a head that tells them apart.
+        model(preprocessing(torch.from_numpy(synthetic_splits.train.images[:200])))
+        models.set_training_mode(model, tiny_recipe)
+        for _ in range(20):
+            model(preprocessing(torch.from_numpy(synthetic_splits.train.images[:200])))
+        model.fc[1].weight.mul_(8)
+    made.write_recipe(tiny_recipe)
+    made.write_environment(synthetic_splits, "cpu", "float32", 1)
+    made.write_json("metrics.json", {"checkpoint": {"epoch": 3}, "temperature": {"none": 1.7}})
+    checkpoint.save(made.file("best.ckpt"), checkpoint.model_state(model, preprocessing, tiny_recipe, 3))
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(run: Run, synthetic_splits: Splits) -> Path:
+    """All formats of the run."""
+    export.export(run, synthetic_splits)
+    return run.file("export")
+
+
+def expected(run: Run, faces: np.ndarray) -> np.ndarray:
+    """What the run's network says, computed apart from the code under test."""
+    loaded = checkpoint.load_model(run)
+    with torch.no_grad():
+        logits = loaded.model(loaded.preprocessing(torch.from_numpy(faces.copy()))).double()
+    return torch.softmax(logits / 1.7, 1).numpy()
+
+
+# -- what they compute --
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.onnx"])
+def test_files_compute_what_the_network_does(name: str, folder: Path, run: Run, synthetic_splits: Splits) -> None:
+    faces = synthetic_splits.train.images
+    wanted = expected(run, faces)
+    assert len(np.unique(wanted.argmax(1))) > 2, "a network that always says the same proves nothing"
+    classifier = Classifier.from_file(folder / name)
+    for count in (1, 5, 300):
+        found = classifier.probabilities(faces[:count])
+        assert np.abs(found - wanted[:count]).max() < 1e-5
+    assert classifier.engine.description.temperature == 1.7
+    assert classifier.engine.description.epoch == 3
+    assert classifier.engine.description.recipe == run.recipe
+
+
+def test_onnx_alone_takes_bytes_and_gives_probabilities(folder: Path, run: Run, synthetic_splits: Splits) -> None:
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    (taken,), (given,) = session.get_inputs(), session.get_outputs()
+    assert (taken.name, taken.type, taken.shape[1:]) == ("faces", "tensor(uint8)", [48, 48])
+    assert isinstance(taken.shape[0], str), "the number of faces is free"
+    assert (given.name, given.type, given.shape[1]) == ("probabilities", "tensor(float)", 7)
+    faces = synthetic_splits.test.images[:3]
+    assert np.allclose(session.run(None, {"faces": faces})[0], expected(run, faces), atol=1e-5)
+    told = json.loads(session.get_modelmeta().custom_metadata_map["fer_utils"])
+    assert told["emotions"] == list(EMOTIONS)
+
+
+def test_int8_is_smaller_and_its_loss_is_written(folder: Path, run: Run, synthetic_splits: Splits) -> None:
+    proto = onnx.load(folder / "model.int8.onnx")
+    kinds = [tensor.data_type for tensor in proto.graph.initializer]
+    assert onnx.TensorProto.INT8 in kinds
+    faces = synthetic_splits.test
+    exact, quantised = (
+        Classifier.from_file(folder / name).probabilities(faces.images) for name in ("model.onnx", "model.int8.onnx")
+    )
+    assert 1e-4 < np.abs(exact - quantised).mean() < 0.1
+    told = json.loads((folder / "model.int8.json").read_text())
+    assert told["accuracy_float32"] == metrics.accuracy(exact, faces.targets)
+    assert told["accuracy_int8"] == metrics.accuracy(quantised, faces.targets)
+    assert told["difference"] == pytest.approx(told["accuracy_int8"] - told["accuracy_float32"])
+    assert told["faces"] == len(faces)
+    assert told["synthetic"]
+
+
+def test_torch_export_computes_the_same_elsewhere(folder: Path, run: Run, synthetic_splits: Splits) -> None:
+    # As another program would read it; this suite does not.
+    program = torch.export.load(folder / "model.pt2").module()
+    faces = synthetic_splits.test.images[:5]
+    assert np.allclose(program(torch.from_numpy(faces.copy())).numpy(), expected(run, faces), atol=1e-5)
+
+
+def test_what_was_written_is_listed(folder: Path) -> None:
+    listed = json.loads((folder / "exports.json").read_text())["files"]
+    assert [item["file"] for item in listed] == list(export.FILES.values())
+    for item in listed:
+        path = folder / item["file"]
+        assert item["bytes"] == path.stat().st_size
+        assert item["sha256"] == export.sha256(path)
+    by_format = {item["format"]: item for item in listed}
+    assert by_format["onnx"]["agreement"]["difference"] < 1e-5
+    assert by_format["pt2"]["agreement"] is None
+
+
+def test_a_network_of_another_size_and_with_colour_is_exported_too(
+    tiny_recipe: Recipe, synthetic_splits: Splits, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe.model_copy(update={"image_size": 64, "channels": 3, "normalize": "imagenet"})
+    model = models.build(recipe).eval()
+    description = export.Description(recipe, Preprocessing.of(recipe, synthetic_splits.train), 1.0, 1, {})
+    engine = export.TorchEngine(model, description)
+    found = export.write_onnx(tmp_path / "model.onnx", engine, synthetic_splits.test.images[:20])
+    assert found.faces == 20
+    assert found.difference < 1e-5
+
+
+def test_agreement_counts_labels_that_were_told_apart() -> None:
+    a = np.array([[0.6, 0.4], [0.50004, 0.49996], [0.2, 0.8]])
+    b = np.array([[0.4, 0.6], [0.49996, 0.50004], [0.2, 0.8]])
+    assert export.agreement(a, b) == export.Agreement(3, pytest.approx(0.2), 1)  # type: ignore[arg-type]
+
+
+# -- what is refused --
+
+
+def altered(path: Path, target: Path, name: str) -> Path:
+    """A copy with one weight changed by a bit."""
+    content = bytearray(path.read_bytes())
+    content[len(content) * 2 // 3] ^= 1
+    made = target / name
+    made.write_bytes(content)
+    return made
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.onnx", "model.int8.onnx"])
+def test_altered_and_truncated_files_are_refused(name: str, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"altered|damaged"):
+        export.open_file(altered(folder / name, tmp_path, name))
+    whole = (folder / name).read_bytes()
+    for size in (0, 5, 100, len(whole) // 2, len(whole) - 1):
+        (tmp_path / name).write_bytes(whole[:size])
+        with pytest.raises(ExportError, match=str(tmp_path / name)):
+            export.open_file(tmp_path / name)
+
+
+def described(path: Path, change: dict[str, Any], target: Path) -> Path:
+    """A copy of a safetensors file whose description is another, in a form that is right."""
+    content = path.read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"]["fer_utils"] = json.dumps(json.loads(header["__metadata__"]["fer_utils"]) | change)
+    encoded = json.dumps(header).encode()
+    made = target / path.name
+    made.write_bytes(struct.pack("<Q", len(encoded)) + encoded + content[8 + size :])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"emotions": ["angry", "happy", "disgust", "fear", "neutral", "sad", "surprise"]}, "label order"),
+        ({"format_version": 99}, "format version 99"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"temperature": 1.0}, "does not match its digest"),
+        ({"recipe": "backbone: resnet18"}, "cannot be used"),
+        ({"preprocessing": {}}, "incomplete"),
+    ],
+)
+def test_another_description_is_refused(change: dict[str, Any], told: str, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=told):
+        export.open_file(described(folder / "model.safetensors", change, tmp_path))
+
+
+def test_a_checkpoint_of_another_label_order_is_refused(run: Run, tmp_path: Path) -> None:
+    other = Run.create(tmp_path / "other")
+    state = checkpoint.load(run.file("best.ckpt"))
+    state["preprocessing"]["emotions"] = list(EMOTIONS[::-1])
+    checkpoint.save(other.file("best.ckpt"), state)
+    with pytest.raises(CheckpointError, match="label order"):
+        Classifier.from_run(other)
+
+
+def test_files_that_are_no_export_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="there is no such file"):
+        export.open_file(tmp_path / "absent.onnx")
+    with pytest.raises(ExportError, match=r"is a pickle, checkpoint or torch\.export archive"):
+        export.open_file(folder / "model.pt2")
+    (tmp_path / "text.onnx").write_text("no network")
+    with pytest.raises(ExportError, match="no ONNX file"):
+        export.open_file(tmp_path / "text.onnx")
+    # Another program's network, with nothing in it that says what its numbers mean.
+    proto = onnx.load(folder / "model.onnx")
+    del proto.metadata_props[:]
+    onnx.save(proto, tmp_path / "other.onnx")
+    with pytest.raises(ExportError, match="not one of this suite's exports"):
+        export.open_file(tmp_path / "other.onnx")
+    with pytest.raises(DeviceError, match="cuda"):
+        export.open_file(folder / "model.onnx", "cuda")
+
+
+def test_a_weight_that_float16_cannot_hold_is_told(run: Run, tmp_path: Path) -> None:
+    engine = export.of_run(run)
+    with torch.no_grad():
+        engine.model.fc[1].bias[0] = 1e6
+    with pytest.raises(ExportError, match=r"weight fc\.1\.bias is not finite"):
+        export.write_safetensors(tmp_path / "x.safetensors", engine.model, engine.description, torch.float16)
+    assert not list(tmp_path.iterdir()), "nothing half-written is left"
+
+
+def test_an_onnx_file_that_computes_something_else_is_not_kept(
+    run: Run, synthetic_splits: Splits, tmp_path: Path
+) -> None:
+    engine = export.of_run(run)
+    # The engine is asked through another temperature than the file gets.
+    engine._tempered.temperature = 1.8
+    with pytest.raises(ExportError, match="differ from PyTorch's"):
+        export.write_onnx(tmp_path / "model.onnx", engine, synthetic_splits.test.images[:20])
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_formats_are_refused(run: Run, synthetic_splits: Splits) -> None:
+    with pytest.raises(ExportError, match="unknown format 'pickle'; use safetensors, onnx"):
+        export.export(run, synthetic_splits, formats=["pickle"])
+
+
+# -- the box --
+
+
+@pytest.fixture(scope="module")
+def filled(run: Run, synthetic_splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("box")
+    box.put(run, synthetic_splits, "fast", made)
+    return made
+
+
+def test_the_box_holds_half_precision_and_computes_in_single(filled: Path, run: Run, synthetic_splits: Splits) -> None:
+    name, model = box.entry(folder=filled)
+    assert name == "fast"
+    assert model.bytes == (filled / "fast.safetensors").stat().st_size
+    assert model.bytes < 2.2 * model.parameters + 40_000
+    engine = box.open_model(folder=filled)
+    faces = synthetic_splits.test
+    half = checkpoint.load_model(run)
+    with torch.no_grad():
+        rounded = half.model.half().float()
+        logits = rounded(half.preprocessing(torch.from_numpy(faces.images))).double()
+    wanted = torch.softmax(logits / model.temperature, 1).numpy()
+    assert np.abs(engine(faces.images) - wanted).max() < 1e-5
+    # What the entry says of the whole test set is so.
+    right = int((wanted.argmax(1) == faces.targets).sum())
+    assert (model.scores["test"]["correct"], model.scores["test"]["faces"]) == (right, len(faces))
+    assert model.scores["test"]["scaled"]["nll"]["value"] == pytest.approx(metrics.nll(wanted, faces.targets), abs=1e-4)
+
+
+def test_the_card_says_what_matters(filled: Path, run: Run) -> None:
+    _, model = box.entry("fast", filled)
+    card = (filled / "fast.md").read_text(encoding="utf-8")
+    accuracy = model.scores["test_clean"]["accuracy"]
+    for text in (
+        model.sha256,
+        f"{accuracy['value']:.2%} ({accuracy['low']:.2%} to {accuracy['high']:.2%})",
+        f"{model.temperature:.4f}",
+        "Seed 0",
+        "papermill notebooks/03_train.ipynb out.ipynb -p data DATA -p recipe fast -p width 0.125",
+        "drawn faces",
+        "Limits",
+        model.data["fingerprint"],
+        "python -m fer_utils.box --check fast",
+    ):
+        assert text in card, text
+
+
+def test_the_card_is_checked_against_the_file(
+    run: Run, synthetic_splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fer_utils.sources.load", lambda *_, **__: synthetic_splits)
+    box.put(run, synthetic_splits, "fast", tmp_path)
+    lines: list[str] = []
+    assert box.check("fast", "synthetic", tmp_path, log=lines.append)
+    assert any(line.startswith("test_clean ") for line in lines)
+    listing = json.loads((tmp_path / "box.json").read_text())
+    listing["models"]["fast"]["scores"]["test"]["correct"] += 2
+    (tmp_path / "box.json").write_text(json.dumps(listing))
+    assert not box.check("fast", "synthetic", tmp_path)
+
+
+def test_an_altered_box_is_refused(filled: Path, tmp_path: Path) -> None:
+    (tmp_path / "box.json").write_bytes((filled / "box.json").read_bytes())
+    with pytest.raises(ExportError, match="is missing"):
+        box.open_model(folder=tmp_path)
+    altered(filled / "fast.safetensors", tmp_path, "fast.safetensors")
+    with pytest.raises(ExportError, match="its SHA-256 is"):
+        box.open_model(folder=tmp_path)
+    with pytest.raises(ExportError, match="no model 'small' in the box; it has fast"):
+        box.entry("small", filled)
+    (tmp_path / "box.json").write_text('{"models": 3}')
+    with pytest.raises(ExportError, match="is damaged"):
+        box.entry(folder=tmp_path)
+
+
+def test_the_first_model_stays_the_default(filled: Path, run: Run, synthetic_splits: Splits, tmp_path: Path) -> None:
+    for name in ("fast", "small", "fast"):
+        box.put(run, synthetic_splits, name, tmp_path)
+    assert list(box.listed(tmp_path)) == ["fast", "small"]
+    with pytest.raises(ExportError, match="no name for a model"):
+        box.put(run, synthetic_splits, "../fast", tmp_path)
+
+
+def test_other_faces_than_the_training_s_are_refused(run: Run, synthetic_splits: Splits, tmp_path: Path) -> None:
+    fewer = Splits(synthetic_splits.train.select(slice(100)), synthetic_splits.val, synthetic_splits.test, "synthetic")
+    with pytest.raises(ExportError, match="was trained on other faces"):
+        box.put(run, fewer, "fast", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# -- the commands --
+
+
+def test_the_commands(
+    run: Run,
+    synthetic_splits: Splits,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fer_utils.sources.load", lambda *_, **__: synthetic_splits)
+    assert export.main([str(run.path), "--out", str(tmp_path / "out"), "--formats", "safetensors"]) == 0
+    assert "model.safetensors" in capsys.readouterr().out
+    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == ["exports.json", "model.safetensors"]
+    assert box.main([str(run.path), "fast", "--box", str(tmp_path / "box")]) == 0
+    assert box.main(["--check", "--box", str(tmp_path / "box")]) == 0
+    assert "reproduced" in capsys.readouterr().out
+    assert export.main([str(tmp_path / "absent")]) == 2
+    assert "there is no run at" in capsys.readouterr().err
+    assert box.main(["--check", "--box", str(tmp_path)]) == 2
+    assert "no trained model in the box" in capsys.readouterr().err
+
+
+@pytest.mark.real
+def test_the_box_s_cards_are_reproduced_on_the_real_faces(real_data: Path) -> None:
+    if not (box.WEIGHTS / "box.json").is_file():
+        pytest.skip("there is no trained model in the box")
+    assert box.main(["--check", "--data", str(real_data)]) == 0
