@@ -198,6 +198,30 @@ def test_another_crop_is_found_with_its_shift(shift: tuple[int, int], others: in
     assert found.correlation[0] > 0.95
 
 
+def test_pairs_tell_the_shift_from_the_face_that_comes_first() -> None:
+    wide = photographs(12, seed=4, margin=4)
+    crops, other = wide[:, 4:52, 4:52], wide[:, 5:53, 2:50]
+    other = np.where(np.arange(12)[:, None, None] % 2, other[:, :, ::-1], other)
+    pairs = audit(splits(faces(crops, [HAPPY] * 12), test=faces(other, [HAPPY] * 12))).pairs()
+    assert (pairs["part_left"] == "train").all()
+    assert (pairs["part_right"] == "test").all()
+    assert sorted(pairs["index_left"]) == list(range(12))
+    for row in pairs.itertuples():
+        left, right = crops[row.index_left], other[row.index_right]
+        assert row.mirrored == row.index_left % 2
+        right = right[:, ::-1] if row.mirrored else right
+        down, across = row.shift_down, row.shift_right
+        assert np.array_equal(left[4 + down : 44 + down, 4 + across : 44 + across], right[4:44, 4:44])
+
+
+def test_what_is_near_does_not_depend_on_the_order_of_the_faces(synthetic_splits: Splits) -> None:
+    parts = dict(synthetic_splits)
+    turned = splits(parts["test"], parts["train"].select(slice(None, None, -1)), parts["val"])
+    first, second = audit(synthetic_splits), audit(turned)
+    assert first.counts()["near_pairs"] == second.counts()["near_pairs"]
+    assert first.pairs()["correlation"].tolist() == second.pairs()["correlation"].tolist()
+
+
 def test_a_symmetric_picture_is_paired_once() -> None:
     half = photographs(30)[:, :, :24]
     images = np.concatenate([half, half[:, :, ::-1]], axis=2)

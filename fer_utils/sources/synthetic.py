@@ -342,7 +342,7 @@ def _looks(traits: Floats, rng: np.random.Generator) -> dict[str, Floats]:
         "hair": hair,
         "brow_shade": np.minimum(hair, 0.55 * skin),
         "strands": np.where(hair > 0.4, 0.12, 0.3) * uniform(0.5, 1.2),
-        "spots": uniform(0.03, 0.07),
+        "spots": uniform(0.04, 0.09),
         "hairline": normal(-0.64, 0.06),
         "fringe": uniform(-0.25, 0.75),
         "parting": normal(0.0, 0.15),
