@@ -218,6 +218,8 @@ def _execute(source: Path, target: Path, parameters: Mapping[str, Any], tell: _T
             on_cell_start=started,
             # Nobody else on the machine can read what goes between this process and the kernel.
             config=Config(KernelManager={"transport_encryption": "auto"}),
+            # A kernel logs the interrupt that ends it as an error; what goes wrong in a cell is told by papermill.
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )
     except PapermillExecutionError as error:
         where = "\n".join(_ANSI.sub("", line) for line in error.traceback)
