@@ -7,6 +7,7 @@ ImageNet weights change no timing, so the networks start from random weights.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import bars
 import torch
@@ -14,12 +15,30 @@ import torch
 from fer_utils import models, recipe, sources, training
 from fer_utils.augment import augment, draw
 from fer_utils.devices import choose_precision
+from fer_utils.faces import Faces
 from fer_utils.preprocessing import Preprocessing
 
 CPU = torch.device("cpu")
 EARLIER = ("dense_head", "partial_finetune", "linear_head", "custom_cnn", "one_cycle")
 BARS = {"dense_head": 15.0, "linear_head": 15.0, "partial_finetune": 9.0}
 """Times the images/s that fast must reach: of those that train all layers at 224 px, and of the one that does not."""
+
+
+def training_step(settings: recipe.Recipe, state: training.State, faces: Faces) -> Callable[[], object]:
+    """Return a function that augments, normalises and trains on one batch, as an epoch's steps do."""
+    precision = choose_precision(settings.precision, CPU)
+    models.set_training_mode(state.model, settings)
+    preprocessing = Preprocessing.of(settings, faces)
+    images, targets = torch.from_numpy(faces.images), torch.from_numpy(faces.targets)
+    weights, total = torch.ones(7), torch.tensor(float(len(faces)))
+    draws = draw(settings.augment, len(faces), seed=0, epoch=0)
+
+    def step() -> None:
+        inputs = preprocessing.normalize(augment(images, draws, settings.image_size))
+        batch = training.Batch(inputs, targets, None, None, total)
+        training.train_step(state, state.model, batch, weights, 1.0, CPU, precision, training.Ranks())
+
+    return step
 
 
 def main() -> int:
@@ -30,38 +49,14 @@ def main() -> int:
     arguments = parser.parse_args()
     print(bars.machine())
     train = sources.load(arguments.data).train
-    steps = {}
-    batches = {}
-    cost = {}
+    steps: dict[str, Callable[[], object]] = {}
+    batches, cost = {}, {}
     for name in ("fast", *EARLIER):
         settings = recipe.load(name, {"weights": "none"})
-        precision = choose_precision(settings.precision, CPU)
-        batch = settings.batch_size if settings.image_size < 100 else min(settings.batch_size, arguments.batch)
-        state = training.make_state(settings, CPU, precision)
-        models.set_training_mode(state.model, settings)
-        preprocessing = Preprocessing.of(settings, train)
-        images = torch.from_numpy(train.images[:batch].copy())
-        targets = torch.from_numpy(train.targets[:batch].copy())
-        weights = torch.ones(7)
-        draws = draw(settings.augment, batch, seed=0, epoch=0)
-
-        # Bound as defaults: each recipe's step keeps its own network and faces.
-        def step(
-            settings: recipe.Recipe = settings,
-            state: training.State = state,
-            preprocessing: Preprocessing = preprocessing,
-            images: torch.Tensor = images,
-            targets: torch.Tensor = targets,
-            weights: torch.Tensor = weights,
-            draws: object = draws,
-            precision: object = precision,
-        ) -> None:
-            inputs = preprocessing.normalize(augment(images, draws, settings.image_size))  # type: ignore[arg-type]
-            made = training.Batch(inputs, targets, None, None, torch.tensor(float(len(targets))))
-            training.train_step(state, state.model, made, weights, 1.0, CPU, precision, training.Ranks())  # type: ignore[arg-type]
-
-        step()
-        steps[name], batches[name] = step, batch
+        batches[name] = settings.batch_size if settings.image_size < 100 else min(settings.batch_size, arguments.batch)
+        state = training.make_state(settings, CPU, choose_precision(settings.precision, CPU))
+        steps[name] = training_step(settings, state, train.select(slice(0, batches[name])))
+        steps[name]()
         cost[name] = models.multiply_adds(state.model, settings.channels, settings.image_size) / 1e9
     seconds = bars.medians(steps, arguments.repeats)
     rates = {name: batches[name] / value for name, value in seconds.items()}

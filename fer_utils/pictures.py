@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 import sys
@@ -243,8 +244,8 @@ def table_rows(path: str | Path) -> Iterator[Item]:
         yield Item(str(path), InputError(str(error)))
         return
     rows: dict[int, Grey | InputError] = {}
-    for faces in contents.faces.values():
-        rows |= dict(zip(row_numbers(faces.names).tolist(), faces.images, strict=True))
+    images = itertools.chain.from_iterable(contents.chunks)
+    rows |= dict(zip(row_numbers(contents.names).tolist(), images, strict=True))
     for item in contents.skipped:
         found = re.search(r" row (\d+)$", item.name)
         if found:
