@@ -576,6 +576,12 @@ def animation() -> bytes:
     return buffer.getvalue()
 
 
+def floats() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((48, 48), np.float32)).save(buffer, "TIFF")
+    return buffer.getvalue()
+
+
 GREY = jpeg_bytes(np.random.default_rng(5).integers(0, 256, (48, 48), dtype=np.uint8))
 BAD_FILES = {
     "truncated.jpg": (GREY[: len(GREY) // 2], "truncated"),
@@ -584,6 +590,7 @@ BAD_FILES = {
     "text.jpg": (b"this is no image", "not an image"),
     "bomb.png": (bomb(), "pixels"),
     "animated.gif": (animation(), "animated"),
+    "floats.tiff": (floats(), "32-bit"),
     "program.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 48 48\n", "not an image"),
 }
 

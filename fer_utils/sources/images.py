@@ -24,7 +24,8 @@ MAX_BYTES: Final = 200_000_000
 
 # What Pillow's decoders raise on files that are broken in one way or another.
 _BROKEN: Final = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError,
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, RuntimeError,
+    MemoryError,
     struct.error, zlib.error,
 )  # fmt: skip
 _ORIENTATION: Final = 0x0112
@@ -69,7 +70,13 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def to_face(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Return a picture as a face, uint8 (48, 48): grey, and resized with antialiasing where its size differs."""
+    """Return a picture as a face, uint8 (48, 48): grey, and resized with antialiasing where its size differs.
+
+    Raises:
+        ImageError: the pixels are 32-bit numbers, of which nothing tells where black and white are.
+    """
+    if image.mode in ("I", "F"):
+        raise ImageError("the image has 32-bit pixels, whose range is not known; save it with 8 or 16 bits")
     if image.mode.startswith("I;16"):
         grey = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     else:
