@@ -245,13 +245,14 @@ def faces_of(run: Run, data: str | None = None) -> Splits:
         RunError: the run does not say what it was trained on.
         SourceError: the faces cannot be read there.
     """
-    from fer_utils import sources
+    from fer_utils import evaluation, sources
 
     recipe, known = run.recipe, run.read_json("env.json")["data"]
-    location = data or ("kaggle" if known["source"] == "kaggle" else known["location"])
     # Items that the training passed over are passed over again.
     on_bad: Literal["skip", "raise"] = "skip" if known["skipped"] else "raise"
-    return sources.load(location, val_fraction=recipe.val_fraction, split_seed=recipe.split_seed, on_bad=on_bad)
+    return sources.load(
+        data or evaluation.data_of(run), val_fraction=recipe.val_fraction, split_seed=recipe.split_seed, on_bad=on_bad
+    )
 
 
 # -- safetensors ------------------------------------------------------------------------------------------------------

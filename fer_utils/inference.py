@@ -308,13 +308,31 @@ def to_table(predictions: Iterable[Prediction]) -> pd.DataFrame:
     return frame.astype({"source": "str", **numbers, "label": "str", **scores, "error": "str"})
 
 
-def to_challenge_numbers(predictions: Iterable[Prediction]) -> npt.NDArray[np.int64]:
-    """Return one number for each input, as the challenge and the published tables number emotions; -1 without a face.
+def to_challenge_numbers(table: pd.DataFrame) -> npt.NDArray[np.int64]:
+    """Return one number for each input of a table of answers, as the challenge and the published tables do.
 
-    0 anger, 1 disgust, 2 fear, 3 happiness, 4 sadness, 5 surprise, 6 neutral.
+    0 anger, 1 disgust, 2 fear, 3 happiness, 4 sadness, 5 surprise, 6 neutral; -1 where there is no face.
     """
     number = {EMOTIONS[target]: index for index, target in enumerate(FROM_CHALLENGE)}
-    return np.array([number[p.label] if p.label is not None else -1 for p in predictions], np.int64)
+    first = table.loc[table["face"].fillna(0) == 0, "label"]
+    numbers: npt.NDArray[np.int64] = first.map(number).fillna(-1).to_numpy(dtype=np.int64)
+    return numbers
+
+
+def write_answers(table: pd.DataFrame, folder: Path) -> None:
+    """Write a table of answers as ``predictions.parquet`` and ``predictions.csv``, and ``test_prediction.npy``.
+
+    The last holds ``to_challenge_numbers``: one number for each input, a table's in the order of its rows. Each file is
+    written whole or not at all.
+    """
+    from fer_utils.files import replacing
+
+    with replacing(folder / "predictions.parquet") as aside:
+        table.to_parquet(aside, index=False)
+    with replacing(folder / "predictions.csv") as aside:
+        table.to_csv(aside, index=False)
+    with replacing(folder / "test_prediction.npy") as aside:
+        np.save(aside, to_challenge_numbers(table))
 
 
 # -- command line -----------------------------------------------------------------------------------------------------
@@ -339,9 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--detect", choices=sorted(_DETECT), default="auto", help="search pictures for faces")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda, cuda:N or mps")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="write predictions.parquet and predictions.csv there too"
-    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write the answers there as tables, too")
     given = parser.parse_args(arguments)
     missing = [name for name in given.inputs if not Path(name).expanduser().exists()]
     if missing and len(missing) == len(given.inputs):
@@ -372,36 +388,29 @@ def _told_errors() -> tuple[type[Exception], ...]:
 def _answer_all(classifier: Classifier, given: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    kept: list[Prediction] = []
     failed = 0
-    # A bar only for many pictures, on a terminal, where the answers do not go there too.
-    bar = tqdm(unit=" pictures", delay=3, disable=None if not sys.stdout.isatty() else True)
-    answers = classifier.predict(given.inputs, detect=_DETECT[given.detect])
-    with bar:
-        for prediction in answers:
+
+    def told() -> Iterator[Prediction]:
+        nonlocal failed
+        # A bar only where it takes long, on a terminal, and where the answers do not go there too.
+        bar = tqdm(unit=" pictures", delay=3, disable=True if sys.stdout.isatty() else None)
+        for prediction in classifier.predict(given.inputs, detect=_DETECT[given.detect]):
             bar.update()
             failed += prediction.error is not None
             if given.json:
                 print(json.dumps(prediction.to_dict(), ensure_ascii=False))
-            elif prediction.error is not None:
-                print(prediction.message, file=sys.stderr)
             else:
-                print(prediction.message)
-            if given.out:
-                kept.append(prediction)
+                print(prediction.message, file=sys.stdout if prediction.error is None else sys.stderr)
+            yield prediction
+        bar.close()
+
     if given.out:
-        write_table(to_table(kept), given.out)
+        # Made as the answers come, so that their crops are not kept.
+        write_answers(to_table(told()), given.out)
+    else:
+        for _ in told():
+            pass
     return 1 if failed else 0
-
-
-def write_table(table: pd.DataFrame, folder: Path) -> None:
-    """Write the table of answers as ``predictions.parquet`` and ``predictions.csv``, each whole or not at all."""
-    from fer_utils.files import replacing
-
-    with replacing(folder / "predictions.parquet") as aside:
-        table.to_parquet(aside, index=False)
-    with replacing(folder / "predictions.csv") as aside:
-        table.to_csv(aside, index=False)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import re
 import sys
@@ -244,8 +243,10 @@ def table_rows(path: str | Path) -> Iterator[Item]:
         yield Item(str(path), InputError(str(error)))
         return
     rows: dict[int, Grey | InputError] = {}
-    images = itertools.chain.from_iterable(contents.chunks)
-    rows |= dict(zip(row_numbers(contents.names).tolist(), images, strict=True))
+    numbers = iter(row_numbers(contents.names).tolist())
+    for chunk in contents.chunks:
+        # The image comes first, so that a chunk's end takes no number.
+        rows |= {number: image for image, number in zip(chunk, numbers, strict=False)}
     for item in contents.skipped:
         found = re.search(r" row (\d+)$", item.name)
         if found:

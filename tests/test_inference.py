@@ -319,17 +319,16 @@ def test_a_bad_row_keeps_its_place(classifier: Classifier, synthetic_splits: Spl
     answers = list(classifier.predict(path))
     assert [answer.error is None for answer in answers] == [True, False, True]
     assert "3 pixels" in str(answers[1].error)
-    assert inference.to_challenge_numbers(answers)[1] == -1
+    assert inference.to_challenge_numbers(inference.to_table(answers))[1] == -1
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     assert "pixels" in str(one(classifier, tmp_path / "other.csv").error)
 
 
 def test_numbers_are_those_of_the_published_tables() -> None:
-    def labelled(label: str | None) -> Prediction:
-        return Prediction("", label, None, (), None)
-
     order = ["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]
-    assert inference.to_challenge_numbers(map(labelled, [*order, None])).tolist() == [0, 1, 2, 3, 4, 5, 6, -1]
+    # The second face of a picture does not count, and a picture without one does.
+    table = pd.DataFrame({"face": [0] * 7 + [1, None], "label": [*order, "happy", None]}).astype({"face": "Int64"})
+    assert inference.to_challenge_numbers(table).tolist() == [0, 1, 2, 3, 4, 5, 6, -1]
 
 
 def test_the_table_of_answers(classifier: Classifier, face: np.ndarray, tmp_path: Path) -> None:
@@ -338,9 +337,10 @@ def test_the_table_of_answers(classifier: Classifier, face: np.ndarray, tmp_path
     assert table["source"].tolist() == ["image 0", "image 1", str(tmp_path / "absent.png")]
     assert table["face"].fillna(-1).tolist() == [0, -1, -1]
     assert table["error"].tolist() == ["", "", "there is no such file"]
-    inference.write_table(table, tmp_path)
+    inference.write_answers(table, tmp_path)
     back = pd.read_parquet(tmp_path / "predictions.parquet")
     pd.testing.assert_frame_equal(back, table)
+    assert np.load(tmp_path / "test_prediction.npy").tolist() == [*inference.to_challenge_numbers(table[:1]), -1, -1]
     text = pd.read_csv(tmp_path / "predictions.csv")
     assert text["p_happy"][0] == pytest.approx(back["p_happy"][0])
     # An empty table has the same columns and types.

@@ -1,0 +1,126 @@
+"""Figures of answers: a picture with its faces, many faces with their emotions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from PIL import Image
+
+from fer_utils.emotions import EMOTIONS
+from fer_utils.inference import Face, Prediction
+from fer_utils.plots.style import EMOTION_COLORS, INK, MUTED, WIDTH, face_grid, figure, grid_lines, styled
+
+MOST_FACES: Final = 5
+"""Faces of one picture that are shown in full, the largest first."""
+_SIDE: Final = 1000
+"""Pixels of a picture's longer side in a figure."""
+
+
+@styled
+def answer(picture: Image.Image | None, prediction: Prediction, title: str | None = None) -> Figure:
+    """Return a picture with a square round each face, and beside it each face as the network saw it with its bars.
+
+    Args:
+        picture: the upright picture, of any mode; None shows the faces alone.
+        prediction: the answer to it.
+        title: what it is called; None is the file's name and the answer.
+    """
+    faces = prediction.faces[:MOST_FACES]
+    rows = max(1, len(faces))
+    height = max(1.35 * rows, 3.2 if picture is not None else 1.6) + 0.5
+    if title is None:
+        told = f"{len(prediction.faces)} faces" if len(prediction.faces) > 1 else prediction.label or "no face"
+        title = f"{Path(prediction.source).name}: {told}"
+    result = figure(title, height)
+    halves: Any = result.subfigures(1, 2, width_ratios=(1, 1.25))
+    left, right = halves
+    axes = left.add_subplot()
+    axes.set_axis_off()
+    if picture is not None:
+        shown = picture.convert("RGB")
+        shown.thumbnail((_SIDE, _SIDE))
+        axes.imshow(shown, interpolation="bilinear")
+        scale = shown.width / picture.width
+        for number, face in enumerate(faces, start=1):
+            box, color = face.box, EMOTION_COLORS[face.label]
+            x, y, side = box.left * scale, box.top * scale, (box.right - box.left) * scale
+            axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor="white", linewidth=4))
+            axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=color, linewidth=2))
+            axes.text(
+                *(x, y),
+                f"{number} {face.label}",
+                color="white",
+                fontsize=9,
+                va="bottom",
+                bbox={"facecolor": color, "edgecolor": "none", "pad": 1.5},
+                clip_on=True,
+            )
+    if not faces:
+        right.text(0.5, 0.5, prediction.error or "no face found", ha="center", va="center", fontsize=11, wrap=True)
+        return result
+    cells = right.subplots(rows, 2, squeeze=False, width_ratios=(1, 2.2))
+    for number, (face, (crop, bars)) in enumerate(zip(faces, cells, strict=True), start=1):
+        crop.imshow(face.crop, cmap="gray", vmin=0, vmax=255)
+        crop.set_axis_off()
+        crop.set_title(str(number) if picture is not None else "", fontsize=9)
+        _bars(bars, face, last=number == rows)
+    hidden = len(prediction.faces) - len(faces)
+    if hidden:
+        right.text(0.99, 0.005, f"and {hidden} more", ha="right", color=MUTED, fontsize=9)
+    return result
+
+
+def _bars(axes: Axes, face: Face, last: bool) -> None:
+    values = [face.probabilities[emotion] for emotion in EMOTIONS]
+    bars = axes.barh(EMOTIONS, values, color=[EMOTION_COLORS[emotion] for emotion in EMOTIONS], height=0.75)
+    axes.bar_label(bars, [f"{value:.0%}" for value in values], padding=2, fontsize=7.5)
+    axes.set_xlim(0, 1.12)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelsize=7.5, length=0)
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_xticks([0, 0.5, 1])
+    axes.tick_params(axis="x", labelsize=7.5, labelbottom=last)
+    if last:
+        axes.set_xlabel("probability", fontsize=8.5)
+
+
+@styled
+def gallery(predictions: Sequence[Prediction], title: str, columns: int = 8) -> Figure:
+    """Return the largest face of each picture, as the network saw it, with its emotion; those without are left out."""
+    faces = [prediction.faces[0] for prediction in predictions if prediction.faces]
+    return face_grid(
+        [face.crop for face in faces],
+        title=title,
+        captions=[f"{face.label} {face.probabilities[face.label]:.0%}" for face in faces],
+        columns=min(columns, max(1, len(faces))),
+    )
+
+
+@styled
+def counts(table: pd.DataFrame, title: str = "Emotions of all faces") -> Figure:
+    """Return how many faces have each emotion.
+
+    Args:
+        table: what ``inference.to_table`` gives.
+        title: what it is called.
+    """
+    found = table["label"].value_counts()
+    values = [int(found.get(emotion, 0)) for emotion in EMOTIONS]
+    result = figure(title, 2.8, WIDTH)
+    axes = result.add_subplot()
+    bars = axes.bar(EMOTIONS, values, color=[EMOTION_COLORS[emotion] for emotion in EMOTIONS])
+    total = max(1, sum(values))
+    axes.bar_label(bars, [f"{value:,}\n{value / total:.0%}" for value in values], fontsize=8.5, color=INK)
+    axes.set_ylim(0, max(1, *values) * 1.25)
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set_ylabel("faces")
+    axes.set_xlabel("most probable emotion")
+    grid_lines(axes)
+    return result
