@@ -16,7 +16,7 @@ from fer_utils.faces import SIZE
 FORMATS: Final = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Formats that are read. Others are refused: some run another program (EPS), some are guessed from few bytes."""
 
-MAX_PIXELS: Final = 100_000_000
+MAX_PIXELS: Final = 80_000_000
 """Larger images are refused before they are unpacked: a few kilobytes can claim billions of pixels."""
 
 MAX_BYTES: Final = 200_000_000
@@ -25,8 +25,7 @@ MAX_BYTES: Final = 200_000_000
 # What Pillow's decoders raise on files that are broken in one way or another.
 _BROKEN: Final = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, RuntimeError,
-    MemoryError,
-    struct.error, zlib.error,
+    MemoryError, struct.error, zlib.error,
 )  # fmt: skip
 _ORIENTATION: Final = 0x0112
 
