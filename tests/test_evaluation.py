@@ -14,6 +14,7 @@ import sklearn.metrics as reference
 import torch
 
 from fer_utils import checkpoint, evaluation, metrics, models
+from fer_utils.audit import audit
 from fer_utils.checkpoint import CheckpointError
 from fer_utils.emotions import EMOTIONS
 from fer_utils.evaluation import Evaluation, EvaluationError, columns, evaluate, load_evaluation
@@ -100,6 +101,10 @@ def test_clean_faces_have_no_copy_among_those_seen_before(splits: Splits, found:
         copied = rows["digest"].isin(known)
         assert (rows["clean"] == ~copied).all()
         assert (rows["clean"] | ~rows["clean_near"]).all()  # a near copy's set is the smaller one
+    audited = audit(splits)
+    for part in ("val", "test"):
+        assert (found.rows(part)["clean_near"] == audited.clean_near[part]).all()
+    assert (table["clean"] & ~table["clean_near"]).any()  # mirrored copies are planted too
     assert 0 < (~found.rows("test")["clean"]).sum() < len(splits.test) / 4  # the generator plants copies
 
 
