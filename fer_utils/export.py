@@ -233,7 +233,7 @@ def of_run(run: Run, which: Literal["best", "last"] = "best", device: torch.devi
         if values.get("checkpoint", {}).get("epoch") == loaded.epoch:
             temperature = float(values.get("temperature", {}).get("none") or 1.0)
     known = run.read_json("env.json").get("data", {}) if run.has("env.json") else {}
-    data = {key: known[key] for key in ("source", "synthetic", "fingerprint", "faces") if key in known}
+    data = {key: known.get(key) for key in ("source", "synthetic", "fingerprint", "faces")}
     description = Description(loaded.recipe, loaded.preprocessing, temperature, loaded.epoch, data)
     return TorchEngine(loaded.model, description, device)
 

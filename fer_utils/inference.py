@@ -109,11 +109,13 @@ class Classifier:
     Attributes:
         engine: gives probabilities for faces; its ``description`` holds recipe, preprocessing and temperature.
         name: what it was made from.
+        run: directory of the run that it was made from; None for a file or a model in the box.
     """
 
-    def __init__(self, engine: Engine, name: str) -> None:
+    def __init__(self, engine: Engine, name: str, run: Path | None = None) -> None:
         self.engine = engine
         self.name = name
+        self.run = run
 
     @classmethod
     def pretrained(cls, name: str | None = None, device: str | None = "cpu") -> Classifier:
@@ -144,7 +146,7 @@ class Classifier:
         from fer_utils.runs import Run
 
         opened = run if isinstance(run, Run) else Run.open(run)
-        return cls(export.of_run(opened, which, choose_device(device)), opened.path.name)
+        return cls(export.of_run(opened, which, choose_device(device)), opened.path.name, opened.path)
 
     @classmethod
     def from_file(cls, path: str | Path, device: str | None = "cpu") -> Classifier:
@@ -159,10 +161,12 @@ class Classifier:
         return cls(export.open_file(path, device), Path(path).name)
 
     @classmethod
-    def named(cls, name: str | None = None, device: str | None = "cpu") -> Classifier:
+    def named(
+        cls, name: str | None = None, device: str | None = "cpu", *, prefer: Literal["box", "run"] = "box"
+    ) -> Classifier:
         """Return the model that a user means: one of the box by name, a run, or an exported file.
 
-        Without a name it is the box's first, or where the box is empty the newest run's.
+        Without a name it is the box's first or the newest run: the one that is preferred, or else the other.
 
         Raises:
             ExportError, RunError, CheckpointError, DeviceError: as the others; the message says what there is.
@@ -172,12 +176,12 @@ class Classifier:
         filled = (box.WEIGHTS / "box.json").is_file()
         if name is not None and Path(name).is_file():
             return cls.from_file(name, device)
-        if filled and (name is None or (name in box.listed() and not Path(name).exists())):
+        if filled and ((name is None and prefer == "box") or (name in box.listed() and not Path(str(name)).exists())):
             return cls.pretrained(name, device)
         from fer_utils.runs import Run
 
         run = Run.newest(holding="best.ckpt") if name is None else Run.open(name)
-        return cls.pretrained() if run is None else cls.from_run(run, device=device)
+        return cls.pretrained(device=device) if run is None else cls.from_run(run, device=device)
 
     def probabilities(self, faces: Grey) -> npt.NDArray[np.float64]:
         """Return float64 (N, 7), calibrated, rows summing to 1, for faces uint8 (N, 48, 48).
