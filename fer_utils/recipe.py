@@ -151,7 +151,7 @@ class Recipe(_Strict):
     max_pool: bool = True
     """Keep the max-pool after a ResNet's stem."""
     width: float = Field(1.0, gt=0, le=4)
-    """Channels of a ResNet's stages as a multiple of 64, 128, 256 and 512."""
+    """Channels of a ResNet's stages as a multiple of 64, 128, 256 and 512, rounded to a multiple of 8."""
     channels: Literal[1, 3] = 1
     """Grey once, or repeated three times."""
     head: tuple[int, ...] = ()
@@ -159,7 +159,7 @@ class Recipe(_Strict):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout before the head's first layer."""
     train_layers: tuple[str, ...] = ()
-    """Names of the layers that are trained, the others frozen; empty trains all."""
+    """Names of the layers that are trained (``layer4``, ``layer4.1``), the others frozen; empty trains all."""
     freeze_batch_norm: bool = False
     """Keep batch-norm statistics of frozen layers as they were loaded."""
     zero_init_residual: bool = False

@@ -504,14 +504,14 @@ def test_missing_weights_are_told_with_what_to_do(cache: Path, nowhere: str) -> 
 
 def test_a_server_that_does_not_answer_is_given_up(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "DOWNLOAD_TIMEOUT", 0.2)
-    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(None)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         away(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}/resnet18-f37072fd.pth")
         with pytest.raises(MissingWeights, match="timed out"):
             models.build(make(**IMAGENET))
-    assert socket.getdefaulttimeout() == before
+    assert socket.getdefaulttimeout() is None
 
 
 def test_weights_are_downloaded_once_and_checked(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 import torchvision
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fer_utils import recipe as recipes
@@ -104,6 +104,8 @@ def test_what_is_dumped_is_parsed_again(name: str) -> None:
     lr=st.floats(1e-12, 1e6),
     flip=st.floats(0, 1),
 )
+@example(name="1e3", description="on", lr=1e-5, flip=0.0)
+@example(name="010", description="~", lr=1e6, flip=1.0)
 @settings(max_examples=40, deadline=None)
 def test_any_text_and_number_survives_the_file(name: str, description: str, lr: float, flip: float) -> None:
     recipe = Recipe(name=name, description=description, lr=lr, augment=Augment(flip=flip), epochs=1)
