@@ -38,7 +38,7 @@ from fer_utils.recipe import Recipe, RecipeError
 from fer_utils.runs import Run, RunError
 
 NOTEBOOKS: Final = ROOT / "notebooks"
-SUITE: Final = ("01_explore", "02_augment", "03_train", "04_evaluate")
+SUITE: Final = ("01_explore", "02_augment", "03_train", "04_evaluate", "05_predict")
 """The notebooks of the suite, in order."""
 
 _HTML_TEMPLATE: Final = """

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -10,16 +11,20 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import nbformat
+import numpy as np
 import pandas as pd
 import papermill
 import pytest
+import skimage.data
 import yaml
 from papermill.exceptions import PapermillExecutionError
+from PIL import Image
 from test_suite import fetches
 
 from fer_utils.files import ROOT
 from fer_utils.recipe import Recipe
 from fer_utils.runs import Run
+from fer_utils.sources import synthetic
 from fer_utils.suite import NOTEBOOKS, SUITE
 
 ALL = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
@@ -225,6 +230,7 @@ def test_each_notebook_runs_from_its_own_directory_with_every_way_to_give_parame
         "02_augment": ["-y", f'{{data: "synthetic:600", run: "{run}", recipe: "{tiny}"}}'],
         "03_train": ["-f", str(values)],
         "04_evaluate": ["-r", "run", str(run)],
+        "05_predict": ["-p", "run", str(run)],
     }
     assert tuple(ways) == SUITE
     for name, parameters in ways.items():
@@ -261,6 +267,38 @@ def test_a_mistake_is_told_before_torch_is_imported_or_data_is_read(
     assert caught.value.ename == "RecipeError"
     assert message in caught.value.evalue
     assert next(iter(parameters)) in caught.value.evalue or message.startswith("did you mean")
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "csv"])
+def test_05_answers_folders_and_tables(kind: str, suite_run: tuple[Run, str], tmp_path: Path) -> None:
+    faces = synthetic.generate(600).test.images[:5]
+    if kind == "folder":
+        source, expected = tmp_path / "folder", 7
+        source.mkdir()
+        for number, face in enumerate(faces):
+            Image.fromarray(face).save(source / f"{number}.png")
+        shutil.copy(Path(skimage.data.__file__).parent / "astronaut.png", source)
+        (source / "bad.jpg").write_text("no picture")
+    else:
+        source, expected = tmp_path / f"df_test.{kind}", 5
+        rows = faces.reshape(5, -1)
+        if kind == "csv":
+            pd.DataFrame({"pixels": [" ".join(map(str, row)) for row in rows]}).to_csv(source, index=False)
+        else:
+            pd.DataFrame({"image": [row.astype(float).tolist() for row in rows]}).to_parquet(source)
+    out = tmp_path / "out"
+    given = {"input": str(source), "run": str(suite_run[0].path), "out": str(out)}
+    done = papermill.execute_notebook(NOTEBOOKS / "05_predict.ipynb", tmp_path / "05.ipynb", given, progress_bar=False)
+    table = pd.read_parquet(out / "predictions.parquet")
+    numbers = np.load(out / "test_prediction.npy")
+    assert len(numbers) == expected
+    assert table["error"].ne("").sum() == (kind == "folder")
+    assert np.isin(numbers, range(-1, 7)).all()
+    assert (numbers == -1).sum() == (kind == "folder")
+    assert {path.stem for path in out.glob("*.png")} == {*(f"picture_{n}" for n in range(1, 5)), "faces", "emotions"}
+    # No browser, no button.
+    kinds = {kind for cell in done.cells for output in cell.get("outputs", []) for kind in output.get("data", {})}
+    assert "application/vnd.jupyter.widget-view+json" not in kinds
 
 
 @pytest.mark.real

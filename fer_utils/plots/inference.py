@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
@@ -33,48 +33,58 @@ def answer(picture: Image.Image | None, prediction: Prediction, title: str | Non
         title: what it is called; None is the file's name and the answer.
     """
     faces = prediction.faces[:MOST_FACES]
+    if picture is not None and [face.box for face in faces] == [(0, 0, *picture.size)]:
+        picture = None  # it is the face, which is shown anyway
     rows = max(1, len(faces))
-    height = max(1.35 * rows, 3.2 if picture is not None else 1.6) + 0.5
     if title is None:
         told = f"{len(prediction.faces)} faces" if len(prediction.faces) > 1 else prediction.label or "no face"
         title = f"{Path(prediction.source).name}: {told}"
-    result = figure(title, height)
+    if picture is None:
+        result = figure(title, 1.7 * rows + 0.5, WIDTH * 0.6)
+        _faces(result, prediction, numbered=False)
+        return result
+    result = figure(title, max(1.35 * rows, 3.2) + 0.5)
     halves: Any = result.subfigures(1, 2, width_ratios=(1, 1.25))
     left, right = halves
+    _faces(right, prediction, numbered=True)
     axes = left.add_subplot()
     axes.set_axis_off()
-    if picture is not None:
-        shown = picture.convert("RGB")
-        shown.thumbnail((_SIDE, _SIDE))
-        axes.imshow(shown, interpolation="bilinear")
-        scale = shown.width / picture.width
-        for number, face in enumerate(faces, start=1):
-            box, color = face.box, EMOTION_COLORS[face.label]
-            x, y, side = box.left * scale, box.top * scale, (box.right - box.left) * scale
-            axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor="white", linewidth=4))
-            axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=color, linewidth=2))
-            axes.text(
-                *(x, y),
-                f"{number} {face.label}",
-                color="white",
-                fontsize=9,
-                va="bottom",
-                bbox={"facecolor": color, "edgecolor": "none", "pad": 1.5},
-                clip_on=True,
-            )
+    shown = picture.convert("RGB")
+    shown.thumbnail((_SIDE, _SIDE))
+    axes.imshow(shown, interpolation="bilinear")
+    scale = shown.width / picture.width
+    for number, face in enumerate(faces, start=1):
+        box, color = face.box, EMOTION_COLORS[face.label]
+        x, y, side = box.left * scale, box.top * scale, (box.right - box.left) * scale
+        axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor="white", linewidth=4))
+        axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=color, linewidth=2))
+        axes.text(
+            *(x, y),
+            f"{number} {face.label}",
+            color="white",
+            fontsize=9,
+            va="bottom",
+            bbox={"facecolor": color, "edgecolor": "none", "pad": 1.5},
+            clip_on=True,
+        )
+    return result
+
+
+def _faces(place: Figure | SubFigure, prediction: Prediction, numbered: bool) -> None:
+    """Draw the largest faces, one below the other, each with its bars."""
+    faces = prediction.faces[:MOST_FACES]
     if not faces:
-        right.text(0.5, 0.5, prediction.error or "no face found", ha="center", va="center", fontsize=11, wrap=True)
-        return result
-    cells = right.subplots(rows, 2, squeeze=False, width_ratios=(1, 2.2))
+        place.text(0.5, 0.5, prediction.error or "no face found", ha="center", va="center", fontsize=11, wrap=True)
+        return
+    cells = place.subplots(len(faces), 2, squeeze=False, width_ratios=(1, 2.2))
     for number, (face, (crop, bars)) in enumerate(zip(faces, cells, strict=True), start=1):
         crop.imshow(face.crop, cmap="gray", vmin=0, vmax=255)
         crop.set_axis_off()
-        crop.set_title(str(number) if picture is not None else "", fontsize=9)
-        _bars(bars, face, last=number == rows)
+        crop.set_title(str(number) if numbered else "", fontsize=9)
+        _bars(bars, face, last=number == len(faces))
     hidden = len(prediction.faces) - len(faces)
     if hidden:
-        right.text(0.99, 0.005, f"and {hidden} more", ha="right", color=MUTED, fontsize=9)
-    return result
+        place.text(0.99, 0.005, f"and {hidden} more", ha="right", color=MUTED, fontsize=9)
 
 
 def _bars(axes: Axes, face: Face, last: bool) -> None:
