@@ -18,7 +18,7 @@ import numpy.typing as npt
 from fer_utils.emotions import UNLABELLED
 from fer_utils.faces import PARTS, Faces, Names, Splits, cut_mask
 from fer_utils.files import ROOT
-from fer_utils.sources.reading import ROLES, Contents, OnBad, Role, SourceError, hidden
+from fer_utils.sources.reading import ROLES, Contents, Facts, OnBad, Parts, Role, SourceError, hidden
 
 __all__ = ["SourceError", "load", "row_numbers"]
 
@@ -233,10 +233,7 @@ def _read(place: _Place, how: _Cut, on_bad: OnBad, use_cache: bool) -> Splits:
         contents = csv.read(place.files, on_bad, place.path)
     else:
         contents = parquet.read(place.files, on_bad, place.path)
-    splits = _split(contents, how, place.layout)
-    if use_cache:
-        cache.store(key, stamp, splits)
-    return splits
+    return _make(contents, how, place.layout, key, stamp, use_cache)
 
 
 def _synthetic(data: str, how: _Cut, use_cache: bool) -> Splits:
@@ -260,22 +257,35 @@ def _synthetic(data: str, how: _Cut, use_cache: bool) -> Splits:
     everything = Faces.concatenate(list(parts.values()))
     roles = np.repeat([ROLES.index(part) for part in parts], [len(faces) for faces in parts.values()]).astype(np.int8)
     names = everything.names.astype(np.str_)
-    contents = Contents([everything.images], everything.digests, everything.targets, roles, names, told_by="generator")
-    splits = _split(contents, how, "synthetic")
+    contents = Contents(everything.images, everything.digests, everything.targets, roles, names, told_by="generator")
+    return _make(contents, how, "synthetic", key, stamp, use_cache)
+
+
+def _make(contents: Contents, how: _Cut, source: str, key: str, stamp: str, use_cache: bool) -> Splits:
+    """Make the parts of what was read, and keep them."""
+    from fer_utils.sources import cache
+
+    parts, rule = _split(contents, how)
     if use_cache:
-        cache.store(key, stamp, splits)
-    return splits
+        kept = cache.store(key, stamp, contents, parts, Facts(source, how.location, rule))
+        if kept is not None:
+            return kept
+    train, val, test = (
+        Faces(contents.images[part], contents.targets[part], contents.names[part], contents.digests[part])
+        for part in parts
+    )
+    return Splits(train, val, test, source, how.location, rule, contents.skipped, contents.converted)
 
 
-def _split(contents: Contents, how: _Cut, source: str) -> Splits:
-    """Make the parts, each in the canonical order."""
+def _split(contents: Contents, how: _Cut) -> tuple[Parts, str]:
+    """Return which faces are in train, val and test, each in the canonical order, and a sentence that says why."""
     share = VAL_FRACTION if how.val_fraction is None else how.val_fraction
 
     def cut(index: npt.NDArray[np.int64], fraction: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         mask = cut_mask(contents.digests[index], contents.targets[index], fraction, how.seed)
         return index[~mask], index[mask]
 
-    sizes = {role: len(index) for role in ROLES if len(index := contents.where(role))}
+    sizes = contents.sizes()
     if set(sizes) <= {"all", "train"}:
         everything = contents.where("all", "train")
         rest, test = cut(everything, TEST_FRACTION)
@@ -285,22 +295,21 @@ def _split(contents: Contents, how: _Cut, source: str) -> Splits:
             f"The source tells no parts: {len(test) / len(everything):.0%} of its faces were cut off for test and "
             f"{len(val) / len(everything):.0%} for validation (seed {how.seed})."
         )
-    elif "train" not in sizes:
+        return (train, val, test), rule
+    if "train" not in sizes:
         there = " and ".join(f"{size:,} {role}" for role, size in sizes.items())
         raise SourceError(f"{how.location} has no training faces, only {there} faces; give them together")
-    elif how.val_fraction is None and len(sizes) == 3:
+    if how.val_fraction is None and len(sizes) == 3:
         train, val, test = (contents.where(part) for part in PARTS)
         unlabelled = val[contents.targets[val] == UNLABELLED]
         if len(unlabelled):
             name = contents.names[unlabelled[0]]
             raise SourceError(f"{how.location}: {name} is a validation face without an emotion; every one needs it")
-        rule = f"Train, validation and test as told by the {contents.told_by}."
-    else:
-        train, val = cut(contents.where("train"), share)
-        test = contents.where("val", "test")
-        rule = (
-            f"Training faces as told by the {contents.told_by}, {share:.0%} of them cut off for validation (seed "
-            f"{how.seed}); {'the other part is' if len(sizes) == 2 else 'both other parts together are'} the test set."
-        )
-    faces = contents.take(train, val, test)
-    return Splits(faces[0], faces[1], faces[2], source, how.location, rule, contents.skipped, contents.converted)
+        return (train, val, test), f"Train, validation and test as told by the {contents.told_by}."
+    train, val = cut(contents.where("train"), share)
+    others = "the other part is" if len(sizes) == 2 else "both other parts together are"
+    rule = (
+        f"Training faces as told by the {contents.told_by}, {share:.0%} of them cut off for validation (seed "
+        f"{how.seed}); {others} the test set."
+    )
+    return (train, val, contents.where("val", "test")), rule

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,8 +24,9 @@ import platformdirs
 from fer_utils import __version__
 from fer_utils.faces import Faces, Skipped, Splits
 from fer_utils.files import replacing
+from fer_utils.sources.reading import Contents, Facts, Parts
 
-SCHEMA: Final = f"2 {__version__} {PIL.__version__}"
+SCHEMA: Final = f"3 {__version__} {PIL.__version__}"
 """Entries of another format, or read by another version, are not found."""
 
 ENTRIES: Final = 8
@@ -32,6 +34,7 @@ ENTRIES: Final = 8
 
 _ALIGNMENT: Final = 64
 _NUMBER: Final = 8  # bytes of the header's length and of the checksum
+_IMAGES_AT_ONCE: Final = 512
 _ARRAYS: Final = ("images", "targets", "names", "digests")
 
 
@@ -53,7 +56,7 @@ def load(key: str) -> tuple[str, Splits] | None:
     The arrays are a private view of the file: what is written to them does not reach it.
     """
     try:
-        data = np.asarray(np.memmap(entry(key), np.uint8, "c"))
+        data = _map(entry(key))
     except (OSError, ValueError):  # not there, or empty
         return None
     if len(data) < 2 * _NUMBER:
@@ -61,7 +64,59 @@ def load(key: str) -> tuple[str, Splits] | None:
     checksum = int.from_bytes(data[-_NUMBER:].tobytes(), "little")
     if zlib.crc32(data[:-_NUMBER].data) != checksum:
         return None
-    # From here on the bytes are those that `store` wrote.
+    return _unpack(data)
+
+
+def store(key: str, stamp: str, contents: Contents, parts: Parts, facts: Facts) -> Splits | None:
+    """Keep the splits that are ``parts`` of ``contents``, whole or not at all, and return them as `load` would.
+
+    The images are laid out in the file alone, not in memory too. The oldest entries beyond `ENTRIES` are removed.
+
+    Returns:
+        None where the file could not be written: a full disk, a directory that may not be written.
+    """
+    kinds = [(array.dtype.str, array.shape[1:]) for array in (getattr(contents, name) for name in _ARRAYS)]
+    header = {
+        "stamp": stamp,
+        "facts": list(facts),
+        "skipped": [(item.name, item.reason) for item in contents.skipped],
+        "converted": contents.converted,
+        "parts": [[(kind, (len(part), *shape)) for kind, shape in kinds] for part in parts],
+    }
+    text = json.dumps(header).encode("ascii")
+    path = entry(key)
+    try:
+        with replacing(path) as aside, aside.open("wb") as file:
+            checksum = 0
+            for piece in (len(text).to_bytes(_NUMBER, "little") + text, *_pieces(contents, parts)):
+                for block in (piece, bytes(-len(piece) % _ALIGNMENT)):
+                    checksum = zlib.crc32(block, checksum)
+                    file.write(block)
+            file.write(checksum.to_bytes(_NUMBER, "little"))
+        entries = sorted(path.parent.glob("*.faces"), key=lambda one: one.stat().st_mtime_ns)
+        for old in entries[:-ENTRIES]:
+            old.unlink()
+        return _unpack(_map(path))[1]
+    except OSError:
+        return None
+
+
+def _pieces(contents: Contents, parts: Parts) -> Iterator[Any]:
+    """Give the bytes of each array of each part, images some at a time."""
+    for part in parts:
+        for name in _ARRAYS:
+            array = getattr(contents, name)
+            step = _IMAGES_AT_ONCE if name == "images" else max(len(part), 1)
+            for start in range(0, len(part), step):
+                yield array[part[start : start + step]].reshape(-1).view(np.uint8)
+
+
+def _map(path: Path) -> npt.NDArray[np.uint8]:
+    return np.asarray(np.memmap(path, np.uint8, "c"))
+
+
+def _unpack(data: npt.NDArray[np.uint8]) -> tuple[str, Splits]:
+    """Return the stamp and the splits in the bytes that `store` wrote."""
     length = int.from_bytes(data[:_NUMBER].tobytes(), "little")
     header: dict[str, Any] = json.loads(data[_NUMBER : _NUMBER + length].tobytes())
     parts: list[Faces] = []
@@ -73,50 +128,11 @@ def load(key: str) -> tuple[str, Splits] | None:
             arrays[name] = data[at : at + size].view(kind).reshape(shape)
             at = _aligned(at + size)
         parts.append(Faces(**arrays))
+    train, val, test = parts
+    facts = Facts(*header["facts"])
     skipped = tuple(Skipped(name, reason) for name, reason in header["skipped"])
-    splits = Splits(
-        parts[0],
-        parts[1],
-        parts[2],
-        header["source"],
-        header["location"],
-        header["rule"],
-        skipped,
-        header["converted"],
-    )
+    splits = Splits(train, val, test, facts.source, facts.location, facts.rule, skipped, header["converted"])
     return header["stamp"], splits
-
-
-def store(key: str, stamp: str, splits: Splits) -> None:
-    """Keep ``splits`` under ``key``, whole or not at all; the oldest entries beyond `ENTRIES` are removed."""
-    parts = [[np.ascontiguousarray(getattr(faces, name)) for name in _ARRAYS] for _, faces in splits]
-    header = {
-        "stamp": stamp,
-        "source": splits.source,
-        "location": splits.location,
-        "rule": splits.rule,
-        "skipped": [(item.name, item.reason) for item in splits.skipped],
-        "converted": splits.converted,
-        "parts": [[(array.dtype.str, array.shape) for array in arrays] for arrays in parts],
-    }
-    text = json.dumps(header).encode("ascii")
-    pieces: list[Any] = [len(text).to_bytes(_NUMBER, "little") + text]
-    pieces += [array.reshape(-1).view(np.uint8) for arrays in parts for array in arrays]
-    path = entry(key)
-    try:
-        with replacing(path) as aside, aside.open("wb") as file:
-            checksum = 0
-            for piece in pieces:
-                for block in (piece, bytes(_aligned(len(piece)) - len(piece))):
-                    checksum = zlib.crc32(block, checksum)
-                    file.write(block)
-            file.write(checksum.to_bytes(_NUMBER, "little"))
-        entries = sorted(path.parent.glob("*.faces"), key=lambda one: one.stat().st_mtime_ns)
-        for old in entries[:-ENTRIES]:
-            old.unlink()
-    except OSError:
-        # A full disk, or a directory that may not be written: the next load reads the source again.
-        return
 
 
 def _aligned(size: int) -> int:

@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fer_utils.faces import SIZE, Digests, Images, digests
+from fer_utils.faces import SIZE, Images
 from fer_utils.sources.numbers import NumberParser
 from fer_utils.sources.reading import (
     PIXELS,
@@ -31,6 +31,7 @@ from fer_utils.sources.reading import (
     BadItems,
     Contents,
     OnBad,
+    Pile,
     Role,
     SourceError,
     label_target,
@@ -62,14 +63,13 @@ class Rows(NamedTuple):
     """The rows of a block, counted from its first.
 
     Attributes:
-        images, digests, targets, roles: those of the good rows.
+        images, targets, roles: those of the good rows.
         good: which rows those are.
         bad: the other rows, and what is wrong with each.
         total: how many rows there are.
     """
 
     images: Images
-    digests: Digests
     targets: list[int]
     roles: list[Role]
     good: list[int]
@@ -103,8 +103,8 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path) -> Contents:
         SourceError: a file without the column ``pixels``; a bad row under ``on_bad="raise"``; no face at all.
     """
     bad = BadItems(on_bad, location)
-    chunks: list[Images] = []
-    digested: list[Digests] = []
+    # A pixel takes two bytes at least.
+    pile = Pile(sum(path.stat().st_size for path in files.values()) // (2 * PIXELS))
     targets: list[int] = []
     roles: list[int] = []
     names: list[str] = []
@@ -113,8 +113,7 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path) -> Contents:
         stem = path.stem
         row = 0
         for found in _read_one(path, role):
-            chunks.append(found.images)
-            digested.append(found.digests)
+            pile.add(found.images)
             targets += found.targets
             roles += [ROLES.index(its_role) for its_role in found.roles]
             names += [f"{stem}[{row + i}]" for i in found.good]
@@ -127,8 +126,7 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path) -> Contents:
     if not targets:
         raise bad.nothing_left()
     return Contents(
-        chunks,
-        np.concatenate(digested),
+        *pile.all(),
         np.array(targets, np.int64),
         np.array(roles, np.int8),
         np.array(names, np.str_),
@@ -231,7 +229,7 @@ def _parse_block(data: bytes, first: int, stop: int, columns: Columns, role: Rol
         good = number[good].tolist()
         bad = [(int(number[i]), reason) for i, reason in bad]
     targets, roles = [target for target, _ in known], [its_role for _, its_role in known]
-    return Rows(faces, digests(faces), targets, roles, good, bad, len(lines) - len(blank))
+    return Rows(faces, targets, roles, good, bad, len(lines) - len(blank))
 
 
 def _meaning(about: tuple[bytes, bytes], columns: Columns, role: Role) -> tuple[int, Role] | None:

@@ -25,10 +25,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fer_utils.emotions import EMOTIONS, UNLABELLED, target_of
-from fer_utils.faces import SIZE, Digests, Images, digests
+from fer_utils.faces import SIZE, Images
 from fer_utils.sources import jpeg
 from fer_utils.sources.images import MAX_BYTES, ImageError, is_face, open_image, to_face
-from fer_utils.sources.reading import ROLES, USAGES, BadItems, Contents, OnBad, Role, hidden
+from fer_utils.sources.reading import ROLES, USAGES, BadItems, Contents, OnBad, Pile, Role, hidden
 
 THREADS: Final = 2
 AT_ONCE: Final = 512
@@ -198,8 +198,7 @@ def read(tree: Tree) -> Contents:
     Raises:
         SourceError: a bad image under ``on_bad="raise"``, or no face at all.
     """
-    chunks: list[Images] = []
-    digested: list[Digests] = []
+    pile = Pile(len(tree.names))
     good: list[int] = []
     converted = 0
     with ThreadPoolExecutor(THREADS) as pool:
@@ -217,8 +216,7 @@ def read(tree: Tree) -> Contents:
                 tree.bad.add(tree.names[i], reason)
             good += unpacked.good
             converted += unpacked.converted
-            chunks.append(unpacked.images)
-            digested.append(digests(unpacked.images))
+            pile.add(unpacked.images)
     tree.bad.check()
     if not good:
         raise tree.bad.nothing_left()
@@ -226,7 +224,7 @@ def read(tree: Tree) -> Contents:
     index = np.array(good)
     targets, names = np.array(tree.targets, np.int64)[index], np.array(tree.names, np.str_)[index]
     skipped = tuple(tree.bad.skipped)
-    return Contents(chunks, np.concatenate(digested), targets, roles[index], names, told_by, skipped, converted)
+    return Contents(*pile.all(), targets, roles[index], names, told_by, skipped, converted)
 
 
 def _file_bytes(tree: Tree) -> Iterator[dict[int, bytes]]:

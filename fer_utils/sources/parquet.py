@@ -20,13 +20,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fer_utils.faces import SIZE, Digests, Images, digests
+from fer_utils.faces import SIZE, Images
 from fer_utils.sources.reading import (
     PIXELS,
     ROLES,
     BadItems,
     Contents,
     OnBad,
+    Pile,
     Role,
     SourceError,
     label_target,
@@ -37,6 +38,8 @@ from fer_utils.sources.reading import (
 BATCH: Final = 512
 """Rows that are decoded at a time."""
 IMAGE, LABEL = "image", "emotion_idx"
+
+_BROKEN: Final = (pa.ArrowException, OSError)
 
 
 class Rows(NamedTuple):
@@ -55,8 +58,7 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path) -> Contents:
             face at all.
     """
     bad = BadItems(on_bad, location)
-    chunks: list[Images] = []
-    digested: list[Digests] = []
+    pile = Pile(sum(_row_count(path) for path in files.values()))
     targets: list[int] = []
     roles: list[int] = []
     names: list[str] = []
@@ -76,13 +78,11 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path) -> Contents:
                         bad.add(f"{path.name} row {row + i}", str(error))
                     else:
                         good.append(i)
-                images = found.images if len(good) == len(found.images) else found.images[good]
-                chunks.append(images)
-                digested.append(digests(images))
+                pile.add(found.images if len(good) == len(found.images) else found.images[good])
                 names += [f"{stem}[{row + i}]" for i in good]
                 row += len(found.labels)
-        except (pa.ArrowException, OSError) as error:
-            raise SourceError(f"{path} cannot be read as a parquet table ({error}); get the file again") from None
+        except _BROKEN as error:
+            raise _broken(path, error) from None
         roles += [ROLES.index(role)] * (len(targets) - before)
         if len(targets) == before:
             bad.add(path.name, "an empty split: there is no face in it")
@@ -90,8 +90,7 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path) -> Contents:
     if not targets:
         raise bad.nothing_left()
     return Contents(
-        chunks,
-        np.concatenate(digested),
+        *pile.all(),
         np.array(targets, np.int64),
         np.array(roles, np.int8),
         np.array(names, np.str_),
@@ -112,6 +111,17 @@ def _read_one(path: Path) -> Iterator[Rows]:
             labels = batch.column(LABEL).to_pylist() if LABEL in present else [None] * len(batch)
             images, wrong = _images(batch.column(IMAGE))
             yield Rows(images, labels, wrong)
+
+
+def _row_count(path: Path) -> int:
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except _BROKEN as error:
+        raise _broken(path, error) from None
+
+
+def _broken(path: Path, error: Exception) -> SourceError:
+    return SourceError(f"{path} cannot be read as a parquet table ({error}); get the file again")
 
 
 def _check(path: Path, schema: pa.Schema) -> None:

@@ -6,13 +6,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fer_utils.emotions import CHALLENGE_ORDER, FROM_CHALLENGE, UNLABELLED
-from fer_utils.faces import SIZE, Digests, Faces, Images, Names, Skipped, Targets
+from fer_utils.faces import SIZE, Digests, Images, Names, Skipped, Targets, digests
 
 OnBad = Literal["raise", "skip"]
 Role = Literal["all", "train", "val", "test"]
@@ -35,12 +35,37 @@ class SourceError(ValueError):
     """Data that cannot be read as asked; the message names the place, file or row and says what to do."""
 
 
+class Pile:
+    """Images that come some at a time, in one array: memory is touched once, however they came."""
+
+    def __init__(self, capacity: int) -> None:
+        """Make room for so many images; more may come. What is never filled takes no memory."""
+        self._images = np.empty((capacity, SIZE, SIZE), np.uint8)
+        self._digests: list[Digests] = []
+        self._count = 0
+
+    def add(self, images: Images) -> None:
+        """Put images, uint8 (n, 48, 48), behind those that are there."""
+        stop = self._count + len(images)
+        if stop > len(self._images):
+            larger = np.empty((2 * stop, SIZE, SIZE), np.uint8)
+            larger[: self._count] = self._images[: self._count]
+            self._images = larger
+        self._images[self._count : stop] = images
+        self._digests.append(digests(images))
+        self._count = stop
+
+    def all(self) -> tuple[Images, Digests]:
+        """Return the images, uint8 (N, 48, 48), and their digests."""
+        return self._images[: self._count], np.concatenate([np.zeros(0, "S32"), *self._digests])
+
+
 @dataclass(frozen=True)
 class Contents:
     """What a reader found: N faces in the order of the source.
 
     Attributes:
-        chunks: the images, some at a time: uint8 (n, 48, 48) each, N together.
+        images: uint8 (N, 48, 48).
         digests: (N,) of ``S32``.
         targets: int64 (N,), -1 where unlabelled.
         roles: int8 (N,), indices into `ROLES`.
@@ -50,7 +75,7 @@ class Contents:
         converted: how many images came in another size or mode and were turned into grey 48×48.
     """
 
-    chunks: list[Images]
+    images: Images
     digests: Digests
     targets: Targets
     roles: npt.NDArray[np.int8]
@@ -64,27 +89,22 @@ class Contents:
         index = np.flatnonzero(np.isin(self.roles, [ROLES.index(role) for role in roles]))
         return index[np.lexsort((self.targets[index], self.digests[index]))]
 
-    def take(self, *parts: npt.NDArray[np.int64]) -> list[Faces]:
-        """Return the faces at each of some index arrays; ``chunks`` is emptied on the way, to save memory.
+    def sizes(self) -> dict[Role, int]:
+        """Return how many faces each role has, of those that have any."""
+        counts = np.bincount(self.roles, minlength=len(ROLES)).tolist()
+        return {role: count for role, count in zip(ROLES, counts, strict=True) if count}
 
-        All images lie in one array, in which those of each part are a slice.
-        """
-        index = np.concatenate(parts)
-        rank = np.full(len(self.targets), -1)
-        rank[index] = np.arange(len(index))
-        images = np.empty((len(index), SIZE, SIZE), np.uint8)
-        start = 0
-        self.chunks.reverse()
-        while self.chunks:
-            chunk = self.chunks.pop()
-            to = rank[start : start + len(chunk)]
-            images[to[to >= 0]] = chunk if (to >= 0).all() else chunk[to >= 0]
-            start += len(chunk)
-        stops = np.cumsum([len(part) for part in parts]).tolist()
-        return [
-            Faces(images[stop - len(part) : stop], self.targets[part], self.names[part], self.digests[part])
-            for part, stop in zip(parts, stops, strict=True)
-        ]
+
+Parts = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]
+"""Which faces are in train, val and test: indices into `Contents`."""
+
+
+class Facts(NamedTuple):
+    """What `Splits` say of their source."""
+
+    source: str
+    location: str
+    rule: str
 
 
 class BadItems:
