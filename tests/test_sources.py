@@ -539,7 +539,7 @@ def test_other_sizes_and_modes_are_converted_and_counted(tmp_path: Path) -> None
     variants = {
         "large.png": Image.fromarray(ramp),
         "colour.webp": Image.fromarray(rgb),
-        "sixteen.png": Image.fromarray(ramp.astype(np.uint16) * 257),
+        "sixteen.png": Image.fromarray(ramp.astype(np.uint16) * 256 + 99),
         "palette.gif": Image.fromarray(ramp).convert("P"),
         "binary.bmp": Image.fromarray(ramp > 96),
         "alpha.tiff": Image.fromarray(np.dstack([rgb, np.full_like(ramp, 255)])),
