@@ -242,11 +242,7 @@ def table_rows(path: str | Path) -> Iterator[Item]:
     except SourceError as error:
         yield Item(str(path), InputError(str(error)))
         return
-    rows: dict[int, Grey | InputError] = {}
-    numbers = iter(row_numbers(contents.names).tolist())
-    for chunk in contents.chunks:
-        # The image comes first, so that a chunk's end takes no number.
-        rows |= {number: image for image, number in zip(chunk, numbers, strict=False)}
+    rows: dict[int, Grey | InputError] = dict(zip(row_numbers(contents.names).tolist(), contents.images, strict=True))
     for item in contents.skipped:
         found = re.search(r" row (\d+)$", item.name)
         if found:
