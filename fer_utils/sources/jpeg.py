@@ -3,7 +3,7 @@
 Unpacking a 48×48 JPEG file alone costs more for setting up the decoder than for the pixels. But files that one program
 wrote share their headers byte for byte (all of Kaggle's FER2013 do), and the data of a grey image are its 8×8 blocks
 row by row. So the data of many such files, with restart markers between, are one valid picture of the files below each
-other (ITU-T T.81, E.1.4 and F.2.1.3: the decoder starts anew after each marker). The pixels are the same.
+other (ITU-T T.81, E.2.4: the decoder starts anew after each marker). The pixels are the same.
 """
 
 from __future__ import annotations
