@@ -435,14 +435,17 @@ def test_the_audit_of_the_real_faces_agrees_with_an_independent_count(real_data:
     files = sorted(path for path in real_data.glob("t*/*/*") if path.suffix in (".jpg", ".png"))
     if not files:
         pytest.skip(f"{real_data} is no folder tree with train/ and test/")
-    pixels = [hashlib.sha256(Image.open(path).tobytes()).hexdigest() for path in files]
+    pixels, flat = [], 0
+    for path in files:
+        with Image.open(path) as image:
+            pixels.append(hashlib.sha256(image.tobytes()).hexdigest())
+            low, high = image.getextrema()
+            flat += low == high
     parts, emotions = [path.parts[-3] for path in files], [path.parts[-2] for path in files]
     trained = {found for found, part in zip(pixels, parts, strict=True) if part == "train"}
     labels = defaultdict(set)
     for found, emotion in zip(pixels, emotions, strict=True):
         labels[found].add(emotion)
-    flat = sum(low == high for low, high in (Image.open(path).getextrema() for path in files))
-
     found = audit(sources.load(real_data, val_fraction=0, cache=False))
     counts = found.counts()
     assert counts["faces"] == len(files)
@@ -454,5 +457,5 @@ def test_the_audit_of_the_real_faces_agrees_with_an_independent_count(real_data:
     assert counts["constant"] == flat
     if os.environ.get("FER_DATA") and len(files) == 32_298:
         # The near copies were looked at when the thresholds were chosen; a change of the method must be looked at, too.
-        assert 3200 <= counts["near_pairs"] <= 3500
+        assert 3450 <= counts["near_pairs"] <= 3550
         assert counts["nearly_blank"] == 21
