@@ -717,6 +717,7 @@ BAD_ROWS = {
     "negative": (f"0,-1{GOOD[1:]},Training", "pixel 0 is -1"),
     "nan": (f"0,nan{GOOD[1:]},Training", "pixel 0 is nan"),
     "fraction": (f"0,7.5{GOOD[1:]},Training", "pixel 0 is 7.5"),
+    "colon": (f"0,7:{GOOD[1:]},Training", "pixel 0 is 7:"),
     "comma": (f"0,7,{GOOD[2:]},Training", "4 fields"),
     "label 7": (f"7,{GOOD},Training", "emotion is 7"),
     "contempt": (f"contempt,{GOOD},Training", "emotion is contempt"),
@@ -810,7 +811,7 @@ def slowly(text: bytes, columns: int) -> list[int] | None:
     return numbers if plain and len(numbers) == columns and max(numbers, default=0) <= 255 else None
 
 
-ODD_WORDS = ["", "7", "007", "256", "999", "-1", "0255", "x", "1.5", "300"]
+ODD_WORDS = ["", "7", "007", "256", "999", "-1", "0255", "x", "1.5", "300", "7:", ";", "!3"]
 
 
 @settings(deadline=None)
