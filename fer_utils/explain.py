@@ -11,6 +11,7 @@ with (Adebayo et al. 2018, arXiv:1810.03292).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Final
 
@@ -130,6 +131,17 @@ def occlusion(
         falls = plain[index, target] - found[:, target]
         maps[index] = np.tensordot(falls, covers, axes=1) / covers.sum(axis=0)
     return maps
+
+
+def maps(model: nn.Module, preprocessing: Preprocessing, images: Images, *, stride: int = STRIDE) -> dict[str, Maps]:
+    """Return the maps of each face's most probable emotion by name: ``Grad-CAM``, then ``occlusion``.
+
+    Grad-CAM is left out where the network has no convolutional stage (vision transformers).
+    """
+    found = {}
+    with contextlib.suppress(models.ModelError):
+        found["Grad-CAM"] = grad_cam(model, preprocessing, images)
+    return {**found, "occlusion": occlusion(model, preprocessing, images, stride=stride)}
 
 
 def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
