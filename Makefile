@@ -1,6 +1,6 @@
 # Each target is a line that anyone could type. `make suite` is the one to begin with.
 #
-#   make suite [DATA=PATH] [EPOCHS=N] [RECIPE=NAME] [OUT=DIR]    notebooks 01 to 04, their HTML and a trained model
+#   make suite [DATA=PATH] [EPOCHS=N] [RECIPE=NAME] [OUT=DIR]    notebooks 01 to 05, their HTML and a trained model
 #   make test      the tests (FER_DATA=PATH adds those on real faces)
 #   make lint      ruff and mypy
 #   make bench     every benchmark: a table, and the ratio that matters

@@ -170,7 +170,8 @@ def test_git_holds_no_path_of_one_machine_and_nothing_large() -> None:
         path = ROOT / name
         if not path.is_file():
             continue
-        assert path.stat().st_size < 5_000_000, name
+        # Only a trained network in the box may be large.
+        assert path.stat().st_size < (25_000_000 if path.suffix == ".safetensors" else 5_000_000), name
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
