@@ -62,13 +62,13 @@ class Boxed:
     training: dict[str, Any]
 
 
-def listed(folder: Path = WEIGHTS) -> dict[str, Boxed]:
+def listed(folder: Path | None = None) -> dict[str, Boxed]:
     """Return the models in the box by name, the default first.
 
     Raises:
         ExportError: the box is empty or its list is damaged; says what to do.
     """
-    path = folder / "box.json"
+    path = (folder or WEIGHTS) / "box.json"
     try:
         known = json.loads(path.read_text(encoding="utf-8"))["models"]
         return {name: Boxed(**values) for name, values in known.items()}
@@ -81,7 +81,7 @@ def listed(folder: Path = WEIGHTS) -> dict[str, Boxed]:
         raise ExportError(f"{path} is damaged ({error}): fetch the repository again") from error
 
 
-def entry(name: str | None = None, folder: Path = WEIGHTS) -> tuple[str, Boxed]:
+def entry(name: str | None = None, folder: Path | None = None) -> tuple[str, Boxed]:
     """Return name and entry of a model in the box, by default the first.
 
     Raises:
@@ -94,7 +94,7 @@ def entry(name: str | None = None, folder: Path = WEIGHTS) -> tuple[str, Boxed]:
     return chosen, known[chosen]
 
 
-def open_model(name: str | None = None, device: str | None = "cpu", folder: Path = WEIGHTS) -> Engine:
+def open_model(name: str | None = None, device: str | None = "cpu", folder: Path | None = None) -> Engine:
     """Read a model in the box, once the SHA-256 of its file has been found to be the one in ``box.json``.
 
     Raises:
@@ -102,7 +102,7 @@ def open_model(name: str | None = None, device: str | None = "cpu", folder: Path
         DeviceError: the device is not there.
     """
     _, known = entry(name, folder)
-    path = folder / known.file
+    path = (folder or WEIGHTS) / known.file
     if not path.is_file():
         raise ExportError(f"{path} is missing: fetch the repository again")
     found = sha256(path)
