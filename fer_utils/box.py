@@ -114,7 +114,7 @@ def open_model(name: str | None = None, device: str | None = "cpu", folder: Path
 
 
 def put(
-    run: Run, splits: Splits, name: str, folder: Path = WEIGHTS, *, log: Callable[[str], None] = lambda line: None
+    run: Run, splits: Splits, name: str, folder: Path | None = None, *, log: Callable[[str], None] = lambda line: None
 ) -> Boxed:
     """Put a run's best network into the box: float16 weights, ``box.json`` and a model card.
 
@@ -125,7 +125,7 @@ def put(
         run: with a ``best.ckpt``.
         splits: the faces that it was trained on, validation and test labelled.
         name: of the model: letters, digits, dots, hyphens.
-        folder: the box.
+        folder: the box; None is the package's.
         log: takes a line for each step.
 
     Raises:
@@ -137,6 +137,7 @@ def put(
 
     if not re.fullmatch(r"[\w][\w.-]*", name):
         raise ExportError(f"{name!r} is no name for a model: use letters, digits, dots and hyphens")
+    folder = folder or WEIGHTS
     file = folder / f"{name}.safetensors"
     engine = of_run(run)
     known = run.read_json("env.json")
@@ -330,7 +331,7 @@ def card(name: str, model: Boxed) -> str:
 def check(
     name: str | None = None,
     data: str | None = None,
-    folder: Path = WEIGHTS,
+    folder: Path | None = None,
     *,
     log: Callable[[str], None] = lambda line: None,
 ) -> bool:
@@ -339,7 +340,7 @@ def check(
     Args:
         name: of the model; None is the box's default.
         data: the faces that it was trained on; None is what ``auto`` finds.
-        folder: the box.
+        folder: the box; None is the package's.
         log: takes each line of the report.
 
     Returns:
@@ -352,6 +353,7 @@ def check(
     """
     from fer_utils import sources
 
+    folder = folder or WEIGHTS
     chosen, model = entry(name, folder)
     engine = open_model(chosen, folder=folder)
     recipe = engine.description.recipe
