@@ -10,9 +10,11 @@ before it is needed, so that a wrong name is told at once.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -218,9 +220,10 @@ class Classifier:
             raise InputError(f"detect must be True, False or 'auto', not {detect!r}")
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {batch_size}")
-        return self._answers(located(images, detect=detect), batch_size)
+        return self.answer(located(images, detect=detect), batch_size)
 
-    def _answers(self, pictures: Iterable[Located], batch_size: int) -> Iterator[Prediction]:
+    def answer(self, pictures: Iterable[Located], batch_size: int = 256) -> Iterator[Prediction]:
+        """Answer pictures in which the faces have been found already, in turn."""
         waiting: list[Located] = []
         faces = 0
         for picture in pictures:
@@ -371,7 +374,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
     try:
-        return _answer_all(Classifier.named(given.model, given.device), given)
+        return _answer_all(given)
     except (RuntimeError, ValueError) as error:
         if not isinstance(error, _told_errors()):
             raise
@@ -389,16 +392,23 @@ def _told_errors() -> tuple[type[Exception], ...]:
     return ExportError, CheckpointError, DeviceError, RunError, DetectorMissing
 
 
-def _answer_all(classifier: Classifier, given: argparse.Namespace) -> int:
+def _answer_all(given: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     failed = 0
+    found = located(given.inputs, detect=_DETECT[given.detect])
+    with ThreadPoolExecutor(1) as pool:
+        # Importing torch takes seconds; the first picture is searched meanwhile.
+        loading = pool.submit(Classifier.named, given.model, given.device)
+        first = next(found, None)
+        classifier = loading.result()
+    answers = classifier.answer(itertools.chain([] if first is None else [first], found))
 
     def told() -> Iterator[Prediction]:
         nonlocal failed
         # A bar only where it takes long, on a terminal, and where the answers do not go there too.
         bar = tqdm(unit=" pictures", delay=3, disable=True if sys.stdout.isatty() else None)
-        for prediction in classifier.predict(given.inputs, detect=_DETECT[given.detect]):
+        for prediction in answers:
             bar.update()
             failed += prediction.error is not None
             if given.json:
