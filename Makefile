@@ -1,6 +1,7 @@
 # Each target is a line that anyone could type. `make suite` is the one to begin with.
 #
 #   make suite [DATA=PATH] [EPOCHS=N] [RECIPE=NAME] [OUT=DIR]    notebooks 01 to 05, their HTML and a trained model
+#              [SET="NAME=VALUE ..."]                            any other parameter of the notebooks
 #   make test      the tests (FER_DATA=PATH adds those on real faces)
 #   make lint      ruff and mypy
 #   make bench     every benchmark: a table, and the ratio that matters
@@ -13,12 +14,13 @@ DATA = synthetic
 EPOCHS = 3
 RECIPE = fast
 OUT =
+SET =
 UPGRADE =
 
 .PHONY: suite test lint bench lab lock
 
 suite: .venv/installed
-	.venv/bin/python -m fer_utils.suite --data "$(DATA)" --epochs "$(EPOCHS)" --recipe "$(RECIPE)" $(if $(OUT),--out "$(OUT)")
+	.venv/bin/python -m fer_utils.suite --data "$(DATA)" --epochs "$(EPOCHS)" --recipe "$(RECIPE)" $(if $(OUT),--out "$(OUT)") $(foreach item,$(SET),--set "$(item)")
 
 test: .venv/installed
 	.venv/bin/python -m pytest

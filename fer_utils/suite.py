@@ -101,6 +101,8 @@ def run_notebooks(
     run = Run.create(Path(out).resolve())
     given |= {"run": str(run.path), "out": str(run.path)}
     tell.line(f"{len(names)} notebooks, data {data}, recipe {recipe}{'' if epochs is None else f', {epochs} epochs'}")
+    if parameters:
+        tell.line(f"set: {', '.join(f'{name}={value}' for name, value in parameters.items())}")
     tell.line(f"run: {run.path}")
     for number, name in enumerate(names, start=1):
         tell.line(f"[{number}/{len(names)}] {name}")

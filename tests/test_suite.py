@@ -4,6 +4,7 @@ import base64
 import html.parser
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -126,6 +127,21 @@ def test_notebooks_run_in_order_on_one_run_in_the_working_directory(
         re.DOTALL,
     )
     assert all(re.match(r" *\d+:\d\d  ", line) for line in lines)
+    # What differs from the recipe is part of what is told.
+    assert re.search(r"set: lr=1e-3$", told(lines), re.MULTILINE)
+
+
+def test_make_passes_every_setting_to_the_suite() -> None:
+    # -n prints the command without running it; the stamp is taken as new so that nothing would be installed.
+    printed = subprocess.run(
+        ["make", "-n", "-o", ".venv/installed", "suite", "RECIPE=dense_head", "SET=weights=none image_size=64"],
+        cwd=suite.ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert '--recipe "dense_head"' in printed
+    assert '--set "weights=none" --set "image_size=64"' in printed
 
 
 def test_a_failing_notebook_stops_the_suite_and_says_where(folder: Path, tmp_path: Path) -> None:
