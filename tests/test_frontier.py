@@ -1,0 +1,306 @@
+"""The parts of benchmarks/frontier.py that are no training, and one training of its own."""
+
+import importlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fer_utils import models, recipe, training
+from fer_utils.faces import Splits
+from fer_utils.files import ROOT
+
+BENCHMARKS = str(ROOT / "benchmarks")
+sys.path.insert(0, BENCHMARKS)
+frontier: Any = importlib.import_module("frontier")
+frontier_figures: Any = importlib.import_module("frontier_figures")
+ledger: Any = importlib.import_module("ledger")
+sys.path.remove(BENCHMARKS)
+
+COLUMNS = ("id", "value")
+
+
+def row(name: str, seed: int = 0, **values: Any) -> dict[str, Any]:
+    """A row of the table, its numbers the index of their column unless given."""
+    made = {column: float(index) for index, column in enumerate(frontier.COLUMNS)}
+    made |= dict.fromkeys(frontier._TEXT, "x") | {"stem": "3x3s2", "max_pool": "false", "width": 1.0}
+    return made | {"id": f"{name}{seed}", "name": name, "base": "epochs=6", "differs": name, "seed": seed} | values
+
+
+def test_the_frontier_is_every_network_once_and_each_can_be_a_recipe() -> None:
+    found = frontier.networks()
+    assert len(found) == 3 * 2 * 3 * 4
+    assert len({json.dumps(fields) for fields in found.values()}) == len(found)
+    assert found["3x3s2-w1-48px"] == {"stem": "3x3s2", "max_pool": False, "width": 1.0, "image_size": 48}
+    assert set(frontier.SMALL) <= set(found)
+    for fields in found.values():
+        recipe.load("fast", fields)
+
+
+def test_the_frontier_begins_with_the_cheapest_network() -> None:
+    found = list(frontier.networks().values())
+    cheap, dear = (frontier.arithmetic(recipe.load("fast", f), [f["image_size"]])[1] for f in (found[0], found[-1]))
+    assert 50 * min(cheap.values()) < min(dear.values())
+
+
+def test_each_ablation_changes_what_it_says_and_nothing_else() -> None:
+    base = recipe.load("fast")
+    found = {name: frontier._changed(base, change) for name, change in frontier.ablations(base).items()}
+    told = {name: frontier.difference(changed, base) for name, changed in found.items()}
+    assert told.pop("base") == ""
+    assert told["no EMA"] == "ema=0.0"
+    assert told["erasing 0.25"] == "augment.erasing.p=0.25"
+    assert told["one size"] == "progressive=null"
+    assert told["SGD"] == "optimizer=sgd lr=0.1 weight_decay=0.0005"
+    assert told["stronger augmentation"].count("=") == 5
+    assert found["stronger augmentation"].augment.flip == base.augment.flip
+    assert all(told.values())
+    assert len(set(told.values())) == len(told)
+
+
+def test_an_ablation_that_the_base_has_already_is_left_out() -> None:
+    base = recipe.load("fast", {"progressive": "none", "ema": 0.0})
+    assert "progressive 32" in frontier.ablations(base)
+    assert not {"one size", "no EMA"} & set(frontier.ablations(base))
+
+
+def test_a_configuration_goes_by_all_that_it_is_trained_with() -> None:
+    def ids(data: str = "a", **overrides: Any) -> list[str]:
+        return [one.id for one in frontier.configurations("frontier", overrides, [0, 1], data, ["3x3s2-w1-48px"])]
+
+    assert ids() == ids()
+    every = [*ids(), *ids("b"), *ids(epochs=3), *ids(train_faces=200), *ids(ema="0")]
+    assert len(set(every)) == len(every)
+
+
+def test_only_takes_patterns_and_tells_what_there_is_not() -> None:
+    found = frontier.configurations("frontier", {}, [0, 1], "", ["3x3s2-w*-48px", "imagenet-w1-32px"])
+    assert [one.recipe.seed for one in found] == [0] * 4 + [1] * 4
+    assert len({one.name for one in found}) == 4
+    with pytest.raises(SystemExit, match="--only 4x4"):
+        frontier.configurations("frontier", {}, [0], "", ["4x4"])
+
+
+def test_a_network_name_does_not_change_its_recipe_nor_a_set_field_its_network() -> None:
+    (one,) = frontier.configurations("frontier", {"image_size": "64", "mixup": "0.2"}, [0], "", ["3x3s2-w0.5-40px"])
+    assert (one.recipe.image_size, one.recipe.width, one.recipe.mixup) == (40, 0.5, 0.2)
+
+
+def test_arithmetic_is_six_operations_for_each_multiply_add_at_the_size_of_its_epoch() -> None:
+    settings = recipe.load("fast", {"epochs": 3, "width": 0.25, "image_size": 40, "progressive": 32})
+    model = models.build(settings)
+    sizes = training.image_sizes(settings)
+    parameters, macs = frontier.arithmetic(settings, sizes)
+    assert parameters == models.count_parameters(model)
+    assert macs == {size: models.multiply_adds(model, 1, size) for size in (32, 36, 40)}
+    assert frontier.pflop({32: 10, 40: 20}, [32, 40, 40], 7) == pytest.approx(6 * 7 * 50 / 1e15)
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    assert frontier.pareto([1, 2, 3, 4], [0.5, 0.4, 0.6, 0.6]) == [True, False, True, False]
+    assert frontier.pareto([1, 1], [0.5, 0.5]) == [True, True]
+    assert frontier.pareto([1, 1], [0.5, 0.6]) == [False, True]
+
+
+def test_seeds_are_averaged_before_the_fronts_are_found() -> None:
+    rows = pd.DataFrame(
+        [
+            row("small", 0, pflop=1, minutes=3, val_accuracy=0.5),
+            row("small", 1, pflop=1, minutes=5, val_accuracy=0.7),
+            row("large", 0, pflop=2, minutes=3, val_accuracy=0.65),
+            row("worse", 0, pflop=2, minutes=5, val_accuracy=0.55),
+        ]
+    )
+    found = frontier.over_seeds(rows).set_index("name")
+    assert found["seeds"].to_dict() == {"small": 2, "large": 1, "worse": 1}
+    assert found.loc["small", "val_accuracy"] == pytest.approx(0.6)
+    assert found["front_pflop"].to_dict() == {"small": True, "large": True, "worse": False}
+    assert found["front_minutes"].to_dict() == {"small": False, "large": True, "worse": False}
+
+
+def test_differences_are_paired_by_seed_and_by_base() -> None:
+    scores = {"val_macro_f1": 0.5, "flip_val_macro_f1": 0.5, "flip_val_accuracy": 0.6}
+    rows = pd.DataFrame(
+        [
+            row("base", 0, val_accuracy=0.50, minutes=2, **scores),
+            row("base", 1, val_accuracy=0.60, minutes=2, **scores),
+            row("mixup", 0, val_accuracy=0.53, minutes=3, **scores | {"val_macro_f1": 0.52}),
+            row("mixup", 1, val_accuracy=0.61, minutes=3, **scores),
+            row("mixup", 2, val_accuracy=0.99, minutes=9, **scores),  # no base of that seed
+            row("ema", 0, val_accuracy=0.99, minutes=9, **scores | {"base": "epochs=9"}),  # no such base
+        ]
+    )
+    found = frontier.differences(rows).set_index("name")
+    assert list(found.index) == ["flip views", "mixup"]
+    mixup = found.loc["mixup"]
+    assert mixup["seeds"] == 2
+    assert mixup["accuracy"] == pytest.approx(2.0)
+    assert mixup["accuracy_std"] == pytest.approx(np.std([3, 1], ddof=1))
+    assert mixup["macro_f1"] == pytest.approx(1.0)
+    assert mixup["ratio"] == pytest.approx(1.5)
+    assert found.loc["flip views", "accuracy"] == pytest.approx(5.0)
+
+
+def test_one_seed_has_no_spread() -> None:
+    found = frontier.differences(pd.DataFrame([row("base"), row("mixup")]))
+    assert found["accuracy_std"].isna().all()
+    _, ((_, _, _, _, accuracy, *_), *_) = frontier.ablation_table(found)
+    assert "±" not in accuracy
+
+
+APPEND = """
+import sys, pathlib, ledger
+for index in range(int(sys.argv[2]), int(sys.argv[2]) + 50):
+    ledger.append_row(pathlib.Path(sys.argv[1]), ("id", "value"), {"id": index, "value": "x" * 200})
+"""
+
+
+def test_rows_of_several_processes_are_all_there_under_one_header(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "rows.csv"
+    commands = [[sys.executable, "-c", APPEND, str(path), str(50 * number)] for number in range(3)]
+    writers = [subprocess.Popen(command, env={**os.environ, "PYTHONPATH": BENCHMARKS}) for command in commands]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    rows = ledger.read_rows(path, COLUMNS)
+    assert sorted(int(held["id"]) for held in rows) == list(range(150))
+    assert {held["value"] for held in rows} == {"x" * 200}
+    assert [file.name for file in path.parent.iterdir()] == ["rows.csv"]
+
+
+def test_a_table_with_other_columns_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    assert ledger.read_rows(path, COLUMNS) == []
+    path.write_text("id,other\n1,2\n")
+    with pytest.raises(SystemExit, match="other columns"):
+        ledger.read_rows(path, COLUMNS)
+
+
+def test_a_claim_holds_until_its_block_ends(tmp_path: Path) -> None:
+    with ledger.claim(tmp_path, "a") as first:
+        assert first
+        with ledger.claim(tmp_path, "a") as second, ledger.claim(tmp_path, "b") as other:
+            assert not second
+            assert other
+        with ledger.claim(tmp_path, "a") as third:
+            assert not third, "who was refused must not free what it does not hold"
+    with ledger.claim(tmp_path, "a") as again:
+        assert again
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_claim_is_given_back_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), ledger.claim(tmp_path, "a"):
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("owner", "free"),
+    [
+        ({"pid": "ended"}, True),
+        ({"started": "1"}, sys.platform == "linux"),  # another process has that number now
+        ({"host": "elsewhere", "pid": "ended"}, False),
+        ({}, False),
+    ],
+)
+def test_the_claim_of_a_dead_process_of_this_machine_is_taken_over(
+    tmp_path: Path, owner: dict[str, Any], free: bool
+) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    held = {"host": platform.node(), "pid": os.getpid(), "started": ledger._started(os.getpid())} | owner
+    held["pid"] = ended.pid if held["pid"] == "ended" else held["pid"]
+    lock = tmp_path / "a.0.lock"
+    lock.write_text(json.dumps(held))
+    with ledger.claim(tmp_path, "a") as mine:
+        assert mine is free
+        with ledger.claim(tmp_path, "a") as second:
+            assert not second
+    assert lock.exists() is not free
+
+
+@pytest.mark.parametrize(
+    "given", [["--set", "ema"], ["--set", "epochs=3"], ["--set", "seed=3"], ["--sweep", "other"], ["--epochs", "x"]]
+)
+def test_wrong_arguments_are_told(given: list[str]) -> None:
+    with pytest.raises(SystemExit) as told:
+        frontier.arguments_of(given)
+    assert told.value.code == 2
+
+
+def test_without_arguments_it_is_the_small_sweep() -> None:
+    small, whole = frontier.arguments_of([]), frontier.arguments_of(["--sweep", "frontier"])
+    assert (small.only, small.epochs, small.train_faces) == (list(frontier.SMALL), 1, 1500)
+    assert (whole.only, whole.epochs, whole.train_faces) == ([], frontier.EPOCHS, None)
+
+
+def test_markdown_is_a_table_with_numbers_right(capsys: pytest.CaptureFixture[str]) -> None:
+    frontier.show(["a", "b"], [["x", 1.0], ["y", 22.0]], markdown=True)
+    assert capsys.readouterr().out.splitlines() == ["| a | b |", "|---|---:|", "| x | 1 |", "| y | 22 |"]
+
+
+def test_labels_of_the_front_lie_inside_and_apart() -> None:
+    rows = [
+        row(f"n{i}", pflop=0.01 * 1.15**i, minutes=1, val_accuracy=0.5 + 0.002 * i, image_size=48, epochs=6)
+        for i in range(10)
+    ]
+    figure = frontier_figures.frontier_figure(frontier.over_seeds(pd.DataFrame(rows)))
+    (axes,) = figure.axes
+    figure.draw_without_rendering()
+    boxes = [super(type(text), text).get_window_extent() for text in axes.texts]
+    assert len(boxes) == 10
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[i + 1 :])
+    inside = axes.get_window_extent()
+    assert all(inside.containsx(box.x0) and inside.containsx(box.x1) and inside.containsy(box.y1) for box in boxes)
+
+
+def test_a_bar_of_the_ablation_is_as_long_as_its_difference() -> None:
+    rows = pd.DataFrame(
+        [
+            row("base", val_accuracy=0.5, flip_val_accuracy=0.51),
+            row("mixup", val_accuracy=0.48),
+        ]
+    )
+    figure = frontier_figures.ablation_figure(frontier.differences(rows), rows)
+    (axes,) = figure.axes
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([-2, 1])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["mixup", "flip views"]
+
+
+def test_an_interrupted_training_goes_on_and_a_measured_one_is_left_alone(
+    tmp_path: Path, synthetic_splits: Splits
+) -> None:
+    overrides = {"epochs": 2, "train_faces": 64, "width": 0.125, "progressive": 32, "image_size": 40}
+    (one,) = frontier.configurations("ablation", overrides, [3], "synthetic", ["base"])
+    table = tmp_path / "ablation.csv"
+    folder = tmp_path / "runs" / one.folder
+    run = frontier.runs.Run.create(folder)
+    training.fit(one.recipe, synthetic_splits, run, device="cpu", log=lambda _: None, stop_after=1)
+    before = run.history().iloc[0]
+
+    assert frontier.sweep_all([one], synthetic_splits, tmp_path, table, "cpu") == (0, 0)
+    (row,) = frontier.read(table).to_dict("records")
+    history = run.history()
+    assert len(history) == 2
+    assert history.iloc[0].equals(before)
+    assert not list(folder.glob("*.ckpt"))
+    assert (row["id"], row["name"], row["seed"], row["epochs"]) == (one.id, "base", 3, 2)
+    assert row["differs"] == ""
+    assert "width=0.125" in row["base"]
+    assert row["val_accuracy"] == history["val_accuracy"].iloc[1]
+    assert row["best_val_accuracy"] == history["val_accuracy"].max()
+    assert row["minutes"] == pytest.approx(history["train_seconds"].sum() / 60)
+    assert 0 <= row["flip_val_accuracy"] <= 1
+    macs = frontier.arithmetic(one.recipe, [32, 40])[1]
+    assert row["pflop"] == pytest.approx(6 * row["train_faces"] * (macs[32] + macs[40]) / 1e15)
+
+    held = (folder / "history.csv").stat().st_mtime_ns
+    assert frontier.sweep_all([one], synthetic_splits, tmp_path, table, "cpu") == (0, 0)
+    assert (folder / "history.csv").stat().st_mtime_ns == held
+    assert len(frontier.read(table)) == 1
