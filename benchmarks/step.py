@@ -1,27 +1,34 @@
-"""What an epoch costs beyond its arithmetic: `fit` against the bare step, and the bare step against stock settings.
+"""What a training step costs, by operation, against stock modules and settings; and what `fit` adds to it.
 
-The training part of an epoch through `training.fit` is held against the bare forward, backward and optimiser step on
-one fixed batch, both in `fast`'s settings; validation and checkpoint have lines of their own. Then `fast`'s bare step
-against a sweep of stock settings: batch size, precision, memory format, threads, compiled and not.
+The step of `fast` and of a full-width ResNet18 is held against the same network from stock modules, in bfloat16 and
+channels_last both, and shown by operation. The training part of an epoch through `training.fit` is held against the
+bare forward, backward and optimiser step on one fixed batch, both in `fast`'s settings; validation and checkpoint have
+lines of their own. Then `fast`'s bare step against a sweep of stock settings: batch size, precision, memory format,
+threads, compiled and not.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 import statistics
 import sys
 import tempfile
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Final
 
 import bars
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fer_utils import checkpoint, models, recipe, sources, training
-from fer_utils.devices import Precision, autocast, choose_precision
+from fer_utils.convolution import SmallMapConv2d
+from fer_utils.devices import Precision, autocast, choose_precision, keep_freed_memory
 from fer_utils.faces import Splits
 from fer_utils.preprocessing import Preprocessing
 from fer_utils.runs import Run
@@ -30,13 +37,37 @@ CPU = torch.device("cpu")
 FACES = 3072
 """Training faces of the measured epochs: 24 steps of 128."""
 
+RESNET18: Final = {"width": 1.0, "stem": "3x3s2", "max_pool": False, "progressive": None}
+"""The full-width network that the fast convolution was made for: maps of 24, 12, 6 and 3 px."""
+
+KINDS: Final = {
+    "native_batch_norm": "batch norm, forward",
+    "native_batch_norm_backward": "batch norm, backward",
+    "relu_": "ReLU, forward",
+    "threshold_backward": "ReLU, backward",
+    "max_pool2d_with_indices": "max-pool, forward",
+    "max_pool2d_with_indices_backward": "max-pool, backward",
+    "_to_copy": "casts",
+    "add": "sums of branches and their gradients",
+    "add_": "sums of branches and their gradients",
+}
+
 
 def bare_step(
-    settings: recipe.Recipe, batch: int, precision: Precision, *, channels_last: bool = True, compiled: bool = False
+    settings: recipe.Recipe,
+    batch: int,
+    precision: Precision,
+    *,
+    channels_last: bool = True,
+    compiled: bool = False,
+    stock: bool = False,
 ) -> Callable[[], object]:
     """Return a function that does one forward, backward and optimiser step on one fixed batch."""
     torch.manual_seed(0)
     network = models.build(settings)
+    for module in network.modules() if stock else ():
+        if isinstance(module, SmallMapConv2d):
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
     memory = torch.channels_last if channels_last else torch.contiguous_format
     network = network.to(memory_format=memory)
     optimizer = torch.optim.AdamW(models.parameter_groups(network, settings), fused=True)
@@ -55,6 +86,136 @@ def bare_step(
         optimizer.zero_grad(set_to_none=True)
 
     return step
+
+
+class Timer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Seconds and floating-point operations of the step by kind of operation, timed where torch dispatches each.
+
+    torch's profiler slows the small operations down many times. What the library brackets as one operation for a
+    profiler (its own convolution, the optimiser) is one here too, the few microseconds for each part of it included.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.flops: Counter[str] = Counter()
+        self._open: list[tuple[str, float, int]] = []
+        self._products = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.name().split("::")[1].split(".")[0]
+        if name == "_record_function_enter_new":
+            self._open.append((args[0], time.perf_counter(), self._products))
+            return func(*args, **(kwargs or {}))
+        started = time.perf_counter()
+        result = func(*args, **(kwargs or {}))
+        ended = time.perf_counter()
+        if name == "_record_function_exit":
+            what, started, products = self._open.pop()
+            if not self._open:
+                self._note(_bracketed(what), ended - started, self._products - products)
+        elif name in ("mm", "addmm"):
+            left, right = args[-2:]
+            flops = 2 * left.shape[0] * left.shape[1] * right.shape[1]
+            self._products += flops
+            if not self._open:
+                self._note("linear", ended - started, flops)
+        elif not self._open:
+            if name in ("convolution", "convolution_backward"):
+                backward = name == "convolution_backward"
+                maps, weight = args[1:3] if backward else args[:2]
+                made = args[0] if backward else result
+                products = sum(args[-1][:2]) if backward else 1
+                flops = 2 * products * weight.numel() * made.shape[0] * made.shape[2] * made.shape[3]
+                self._note(
+                    _convolution(backward, list(maps.shape), list(weight.shape), "stock"), ended - started, flops
+                )
+            else:
+                self._note(KINDS.get(name, "everything else"), ended - started, 0)
+        return result
+
+    def _note(self, kind: str, seconds: float, flops: int) -> None:
+        self.seconds[kind] += seconds
+        self.flops[kind] += flops
+
+
+def _bracketed(what: str) -> str:
+    if what.startswith("Optimizer"):
+        return "optimiser"
+    held = re.fullmatch(r"(convolution|convolution_backward) \[(.*)\] \[(.*)\]", what)
+    if held is None:
+        return what
+    maps, weight = ([int(part) for part in held[group].split(",")] for group in (2, 3))
+    return _convolution(held[1] == "convolution_backward", maps, weight, "our")
+
+
+def _convolution(backward: bool, maps: list[int], weight: list[int], whose: str) -> str:
+    shape = f"{weight[2]} × {weight[3]}, {weight[1]} to {weight[0]} channels, {maps[2]} × {maps[3]} maps"
+    return f"{whose} convolution, {shape}, {'backward' if backward else 'forward'}"
+
+
+def by_operation(title: str, step: Callable[[], object], repeats: int) -> None:
+    """Print milliseconds, share and TFLOP/s of each kind of operation in the step: medians over ``repeats`` steps."""
+    timers = []
+    for _ in range(repeats):
+        with Timer() as timer:
+            step()
+        timers.append(timer)
+    flops = timers[0].flops
+    seconds = {kind: statistics.median(timer.seconds[kind] for timer in timers) for kind in timers[0].seconds}
+    total = sum(seconds.values())
+    print(
+        f"\n{title}, by operation (arithmetic on padding, which ours leaves out, is counted with stock convolutions)\n"
+    )
+    rows = [
+        [
+            kind,
+            f"{1000 * spent:.1f}",
+            f"{spent / total:.1%}",
+            f"{flops[kind] / spent / 1e12:.2f}" if flops[kind] else "",
+        ]
+        for kind, spent in sorted(seconds.items(), key=lambda item: -item[1])
+    ]
+    bars.table(["operation", "ms", "share", "TFLOP/s"], [*rows, ["all", f"{1000 * total:.1f}", "", ""]])
+
+
+def against_stock(settings: dict[str, recipe.Recipe], repeats: int) -> list[bars.Bar]:
+    """Measure each network's step from stock modules, before and after glibc is told to keep memory, and ours."""
+    measured: list[bars.Bar] = []
+    rows: list[list[object]] = []
+    steps = {
+        (name, stock): bare_step(one, one.batch_size, "bfloat16", stock=stock)
+        for name, one in settings.items()
+        for stock in (True, False)
+    }
+    for step in steps.values():
+        step()
+    # In a process there is no way back, so these cannot take turns with the others.
+    before = bars.medians({name: steps[name, True] for name in settings}, repeats)
+    kept = keep_freed_memory()
+    for name, one in settings.items():
+        turns = {"stock": steps[name, True], "fast": steps[name, False]}
+        for step in turns.values():
+            step()
+        after = bars.medians(turns, repeats)
+        batch = one.batch_size
+        rows += [
+            [f"{name}: stock modules", batch / before[name]],
+            [f"{name}: stock modules, {'freed memory kept' if kept else 'again'}", batch / after["stock"]],
+            [f"{name}: as trained here", batch / after["fast"]],
+        ]
+        measured += [
+            bars.at_least(f"{name}: the step over stock modules, in turns", after["stock"] / after["fast"], 1.0),
+            bars.at_least(f"{name}: the step over stock modules and memory", before[name] / after["fast"], 1.5),
+        ]
+    print("\nbfloat16, channels_last, bare step\n")
+    bars.table(["network", "images/s"], rows)
+    for name in settings:
+        by_operation(f"{name} from stock modules", steps[name, True], repeats)
+        by_operation(f"{name} as trained here", steps[name, False], repeats)
+    return measured
 
 
 def of_fit(splits: Splits, settings: recipe.Recipe, repeats: int) -> tuple[float, float, float, float]:
@@ -89,10 +250,15 @@ def main() -> int:
     parser = bars.parser(__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="epochs and rounds that medians are taken of")
     parser.add_argument("--sweep", action="store_true", help="the whole sweep of stock settings (about 10 minutes)")
+    parser.add_argument("--steps-only", action="store_true", help="leave out what fit adds and the sweep")
     arguments = parser.parse_args()
     print(bars.machine())
-    splits = sources.load(arguments.data)
     settings = recipe.load("fast", {"progressive": None})
+    networks = {"fast": settings, "ResNet18": recipe.load("fast", RESNET18)}
+    measured = against_stock(networks, max(5, arguments.repeats))
+    if arguments.steps_only:
+        return bars.judge(measured)
+    splits = sources.load(arguments.data)
     fitted, bare, validation, saving = of_fit(splits, settings, arguments.repeats)
     size = Preprocessing.of(settings, splits.train).size
     print(
@@ -115,7 +281,7 @@ def main() -> int:
         batches, ("float32", "bfloat16"), (False, True), (1, 2), (False, True) if arguments.sweep else (False,)
     ):
         torch.set_num_threads(count)
-        step = bare_step(settings, batch, precision, channels_last=last, compiled=compiled)  # type: ignore[arg-type]
+        step = bare_step(settings, batch, precision, channels_last=last, compiled=compiled, stock=True)  # type: ignore[arg-type]
         step()
         rate = batch / bars.medians({"step": step}, 3)["step"]
         best = max(best, rate)
@@ -126,6 +292,7 @@ def main() -> int:
     bars.table(["batch", "precision", "memory", "threads", "compiled", "images/s"], rows)
     return bars.judge(
         [
+            *measured,
             bars.at_most("training part of fit over the bare step", fitted / bare, 1.04),
             bars.at_least("fast's bare step over the best stock setting swept", 1 / bare / best, 1.0),
         ]

@@ -23,6 +23,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from fer_utils import convolution
 from fer_utils.emotions import NUM_EMOTIONS
 from fer_utils.recipe import Recipe
 
@@ -75,7 +76,7 @@ def build(recipe: Recipe, *, pretrained: bool = True) -> nn.Module:
     With ImageNet weights a 1-channel network gets the mean of the first kernels over their three colours. A backbone's
     own dropout (VGG's, EfficientNet's) stays as torchvision has it, before the head's. Inception and GoogLeNet come
     without auxiliary classifiers, and without torchvision's change of the input: their weights expect
-    ``normalize: half``.
+    ``normalize: half``. Convolutions that are faster on small maps (``convolution``) are stock ones to everyone else.
 
     Raises:
         ModelError: no such backbone or layer, a size that the backbone cannot take, or a head that it cannot carry.
@@ -96,7 +97,7 @@ def build(recipe: Recipe, *, pretrained: bool = True) -> nn.Module:
     if recipe.train_layers:
         for name, parameter in model.named_parameters():
             parameter.requires_grad = _layer_of(name, recipe.train_layers) is not None
-    return model
+    return convolution.fast(model)
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
@@ -156,7 +157,9 @@ def summary(model: nn.Module, recipe: Recipe) -> pd.DataFrame:
     for module, shape in shapes.items():
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
         counts = sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
-        rows.append((names[module], type(module).__name__, shape, *counts))
+        # Which code computes a convolution says nothing about the network.
+        kind = "Conv2d" if isinstance(module, nn.Conv2d) else type(module).__name__
+        rows.append((names[module], kind, shape, *counts))
     return pd.DataFrame(rows, columns=["layer", "kind", "shape", "parameters", "trainable"])
 
 

@@ -34,7 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fer_utils import audit, checkpoint, metrics, models, sources
 from fer_utils import recipe as recipes
 from fer_utils.augment import Draws, MixDraws, augment, draw, epoch_order, mix, mix_draw
-from fer_utils.devices import Precision, autocast, choose_device, choose_precision
+from fer_utils.devices import Precision, autocast, choose_device, choose_precision, keep_freed_memory
 from fer_utils.emotions import NUM_EMOTIONS
 from fer_utils.faces import Faces, Splits, cut
 from fer_utils.prediction import predict
@@ -464,6 +464,8 @@ def fit(
         where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     arithmetic = choose_precision(precision or recipe.precision, where)
     _check_faces(splits)
+    if where.type == "cpu":
+        keep_freed_memory()
     train = training_faces(recipe, splits.train)
     preprocessing = Preprocessing.of(recipe, train)
     state = make_state(recipe, where, arithmetic)

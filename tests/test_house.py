@@ -20,8 +20,9 @@ from fer_utils.files import ROOT
 
 # Each module imports only from those before it.
 ORDER = (
-    "files emotions faces sources audit recipe augment preprocessing devices models runs checkpoint metrics prediction "
-    "training evaluation comparison explain export box pictures detection inference plots report suite"
+    "files emotions faces sources audit recipe augment preprocessing devices convolution models runs checkpoint "
+    "metrics prediction training evaluation comparison explain export box pictures detection inference plots report "
+    "suite"
 ).split()
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
