@@ -287,6 +287,24 @@ def test_a_csv_is_read_in_blocks_of_any_size(tmp_path: Path, monkeypatch: pytest
             np.testing.assert_array_equal(faces.names, plain[part].names)
 
 
+def test_a_bad_row_is_named_whichever_thread_parses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fer_utils.sources import csv
+
+    monkeypatch.setattr(csv, "BLOCK", 20_000)  # some two rows
+    path = write_csv(made_rows(), tmp_path / "fer2013.csv")
+    lines = path.read_text().splitlines()
+    total = len(lines) - 1
+    for row in (5, 40, total - 1):
+        label, numbers, usage = lines[1 + row].split(",")
+        lines[1 + row] = f"{label},{numbers} 7,{usage}"
+    path.write_text("\n".join(lines) + "\n")
+    splits = sources.load(path, on_bad="skip", cache=False)
+    expected = [(f"fer2013.csv row {row}", "has 2,305 pixels; expected 2,304 (48 × 48)") for row in (5, 40, total - 1)]
+    assert [(item.name, item.reason) for item in splits.skipped] == expected
+    rows = np.concatenate([row_numbers(faces.names) for _, faces in splits])
+    assert sorted(rows) == sorted(set(range(total)) - {5, 40, total - 1})
+
+
 @pytest.mark.parametrize(
     "kind", [pa.list_(pa.uint8()), pa.list_(pa.int64()), pa.large_list(pa.float32()), pa.list_(pa.float64(), 2304)]
 )
@@ -871,6 +889,30 @@ def test_a_second_load_is_the_first(any_layout: tuple[Path, Path], own_cache: Pa
         same(faces, first[part])
         np.testing.assert_array_equal(faces.names, first[part].names)
     assert (second.rule, second.location, second.source) == (first.rule, first.location, first.source)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 512])
+def test_images_are_kept_however_many_are_written_at_a_time(
+    any_layout: tuple[Path, Path], own_cache: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(cache, "_IMAGES_AT_ONCE", at_once)
+    plain = sources.load(any_layout[0], cache=False)
+    for loaded in (sources.load(any_layout[0]), sources.load(any_layout[0])):
+        for part, faces in loaded:
+            same(faces, plain[part])
+            np.testing.assert_array_equal(faces.names, plain[part].names)
+            np.testing.assert_array_equal(digests(faces.images), faces.digests)
+    assert len(entries(own_cache)) == 1
+
+
+def test_an_entry_with_an_empty_part_is_kept_whole(tmp_path: Path, own_cache: Path) -> None:
+    path = write_csv(made_rows(), tmp_path / "fer2013.csv")
+    plain = sources.load(path, val_fraction=0, cache=False)
+    for loaded in (sources.load(path, val_fraction=0), sources.load(path, val_fraction=0)):
+        assert len(loaded.val) == 0
+        for part, faces in loaded:
+            same(faces, plain[part])
+    assert len(entries(own_cache)) == 1
 
 
 def test_nothing_is_kept_when_not_wanted(any_layout: tuple[Path, Path], own_cache: Path) -> None:

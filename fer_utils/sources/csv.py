@@ -41,6 +41,7 @@ from fer_utils.sources.reading import (
 
 Bytes = npt.NDArray[np.uint8]
 
+THREADS: Final = 2
 BLOCK: Final = 2_000_000
 """Bytes that are parsed at a time."""
 LINE: Final = 20_000
@@ -140,16 +141,16 @@ def _read_one(path: Path, role: Role) -> Iterator[Rows]:
         columns = read_header(path, file.readline(LONGEST_LINE))
         begin, size = file.tell(), path.stat().st_size
     parser = NumberParser()
-    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
-        # One block is read while the one before is parsed. Parsing in several threads gains nothing: its steps are so
-        # short that the threads would mostly wait for each other.
+    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(THREADS) as pool:
+        # Blocks are read here, and the digests of what is given computed, while threads parse the next ones.
         starts = deque(range(begin, size, BLOCK))
-        ahead: deque[Future[tuple[bytes, int, int]]] = deque()
+        ahead: deque[Future[Rows]] = deque()
         while starts or ahead:
-            while starts and len(ahead) < 2:
+            while starts and len(ahead) <= THREADS:
                 start = starts.popleft()
-                ahead.append(pool.submit(_whole_lines, file, start, min(start + BLOCK, size), begin))
-            yield _parse_block(*ahead.popleft().result(), columns, role, parser)
+                lines = _whole_lines(file, start, min(start + BLOCK, size), begin)
+                ahead.append(pool.submit(_parse_block, *lines, columns, role, parser))
+            yield ahead.popleft().result()
 
 
 def _whole_lines(file: FileIO, start: int, stop: int, begin: int) -> tuple[bytes, int, int]:
