@@ -505,7 +505,7 @@ def test_a_damaged_jpeg_harms_no_other_and_fares_as_it_would_alone(
     files = [bytearray(jpeg_bytes(rng.integers(0, 256, (48, 48), dtype=np.uint8))) for _ in range(6)]
     for which, at, value in damage:
         files[which][at % len(files[which])] = value
-    unpacked = folder._Pending({i: bytes(file) for i, file in enumerate(files)}, _Now()).result()  # type: ignore[arg-type]
+    unpacked = folder.unpack({i: bytes(file) for i, file in enumerate(files)})
     alone = {}
     for i, file in enumerate(files):
         one = folder._unpack_alone({i: bytes(file)}, [i])
@@ -515,19 +515,25 @@ def test_a_damaged_jpeg_harms_no_other_and_fares_as_it_would_alone(
     assert sorted(unpacked.good) == sorted(alone)
     for i, image in zip(unpacked.good, unpacked.images, strict=True):
         np.testing.assert_array_equal(image, alone[i])
+    assert unpacked.digests.tolist() == digests(unpacked.images).tolist()
 
 
-class _Now:
-    """Runs what is submitted at once."""
-
-    def submit(self, function: Callable[..., object], *arguments: object) -> "_Now":
-        self.value = function(*arguments)
-        done = _Now()
-        done.value = self.value
-        return done
-
-    def result(self) -> object:
-        return self.value
+def test_files_that_vanish_while_they_are_read_are_told(tmp_path: Path) -> None:
+    for emotion in EMOTIONS:
+        (tmp_path / "train" / emotion).mkdir(parents=True)
+        (tmp_path / "train" / emotion / "one.jpg").write_bytes(jpeg_bytes(np.zeros((48, 48), np.uint8)))
+    tree = folder.scan(tmp_path, "skip")
+    for emotion in EMOTIONS[1:]:
+        (tmp_path / "train" / emotion / "one.jpg").unlink()
+    contents = folder.read(tree)
+    assert contents.names.tolist() == [f"train/{EMOTIONS[0]}/one.jpg"]
+    assert [item.name for item in contents.skipped] == [f"train/{emotion}/one.jpg" for emotion in EMOTIONS[1:]]
+    assert all("cannot be read" in item.reason for item in contents.skipped)
+    # Nothing at all is left of these: the error names them rather than an empty array.
+    tree = folder.scan(tmp_path, "skip")
+    (tmp_path / "train" / EMOTIONS[0] / "one.jpg").unlink()
+    with pytest.raises(SourceError, match=rf"train/{EMOTIONS[0]}/one\.jpg.*cannot be read"):
+        folder.read(tree)
 
 
 def test_only_plain_grey_faces_are_unpacked_as_one() -> None:

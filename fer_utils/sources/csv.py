@@ -41,7 +41,6 @@ from fer_utils.sources.reading import (
 
 Bytes = npt.NDArray[np.uint8]
 
-THREADS: Final = 2
 BLOCK: Final = 2_000_000
 """Bytes that are parsed at a time."""
 LINE: Final = 20_000
@@ -141,16 +140,37 @@ def _read_one(path: Path, role: Role) -> Iterator[Rows]:
         columns = read_header(path, file.readline(LONGEST_LINE))
         begin, size = file.tell(), path.stat().st_size
     parser = NumberParser()
-    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(THREADS) as pool:
-        # Blocks are read here, and the digests of what is given computed, while threads parse the next ones.
+    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
+        # One thread parses numbers and hardly ever needs Python's lock. All else is done here meanwhile: the next
+        # blocks are read and cut into lines, and the digests of what is given are computed. More threads that parse
+        # gain nothing: their steps are so short that they mostly wait for each other.
         starts = deque(range(begin, size, BLOCK))
-        ahead: deque[Future[Rows]] = deque()
+        ahead: deque[tuple[_Lines, Images, Future[list[bool]]]] = deque()
         while starts or ahead:
-            while starts and len(ahead) <= THREADS:
+            while starts and len(ahead) < 3:
                 start = starts.popleft()
-                lines = _whole_lines(file, start, min(start + BLOCK, size), begin)
-                ahead.append(pool.submit(_parse_block, *lines, columns, role, parser))
-            yield ahead.popleft().result()
+                lines = _lines(*_whole_lines(file, start, min(start + BLOCK, size), begin), columns, role)
+                images = np.empty((len(lines.lines), PIXELS), np.uint8)
+                ahead.append((lines, images, pool.submit(parser.parse, lines.data, lines.begins, lines.ends, images)))
+            lines, images, right = ahead.popleft()
+            yield _rows(lines, images, right.result(), columns, role)
+
+
+class _Lines(NamedTuple):
+    """The lines of a block.
+
+    Attributes:
+        data: the bytes that they lie in.
+        lines: begin and end of each.
+        begins, ends: begin and end of each one's pixels; nothing where they are not where they should be.
+        meant: target and role of each, None where they are wrong or the pixels not in their place.
+    """
+
+    data: bytes
+    lines: list[tuple[int, int]]
+    begins: list[int]
+    ends: list[int]
+    meant: list[tuple[int, Role] | None]
 
 
 def _whole_lines(file: FileIO, start: int, stop: int, begin: int) -> tuple[bytes, int, int]:
@@ -172,8 +192,8 @@ def _whole_lines(file: FileIO, start: int, stop: int, begin: int) -> tuple[bytes
     return data, first, end
 
 
-def _parse_block(data: bytes, first: int, stop: int, columns: Columns, role: Role, parser: NumberParser) -> Rows:
-    """Parse the lines in ``data[first:stop]``: all numbers at once, then the rows that look odd one by one."""
+def _lines(data: bytes, first: int, stop: int, columns: Columns, role: Role) -> _Lines:
+    """Find the lines in ``data[first:stop]`` and the pixels in each, and understand what stands about them."""
     lines: list[tuple[int, int]] = []
     begins: list[int] = []
     ends: list[int] = []
@@ -204,8 +224,12 @@ def _parse_block(data: bytes, first: int, stop: int, columns: Columns, role: Rol
         ends.append(end)
         meant.append(meaning)
         first = last + 1
-    images = np.empty((len(lines), PIXELS), np.uint8)
-    right = parser.parse(data, begins, ends, images)
+    return _Lines(data, lines, begins, ends, meant)
+
+
+def _rows(block: _Lines, images: Images, right: list[bool], columns: Columns, role: Role) -> Rows:
+    """Put together what was parsed at once, and parse the rows that look odd one by one into ``images``."""
+    data, lines, meant = block.data, block.lines, list(block.meant)
     good: list[int] = []
     bad: list[tuple[int, str]] = []
     blank: list[int] = []

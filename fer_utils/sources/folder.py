@@ -15,7 +15,7 @@ import os
 import stat
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,16 +25,16 @@ import numpy as np
 import numpy.typing as npt
 
 from fer_utils.emotions import EMOTIONS, UNLABELLED, target_of
-from fer_utils.faces import SIZE, Images
+from fer_utils.faces import SIZE, Digests, Images, digests
 from fer_utils.sources import jpeg
 from fer_utils.sources.images import MAX_BYTES, ImageError, is_face, open_image, to_face
 from fer_utils.sources.reading import ROLES, USAGES, BadItems, Contents, OnBad, Pile, Role, hidden
 
 THREADS: Final = 2
 AT_ONCE: Final = 512
-"""Files that are unpacked at a time."""
+"""Files that are read and unpacked at a time."""
 BYTES_AT_ONCE: Final = 50_000_000
-"""Bytes of files that are unpacked at a time, where they are large."""
+"""Bytes of files that are read at a time, where they are large."""
 
 PARTS: Final[dict[str, Role]] = {
     "train": "train", "training": "train",
@@ -59,11 +59,12 @@ def is_emotion(name: str) -> bool:
 
 
 class Unpacked(NamedTuple):
-    """Some files: images of those that could be read, uint8 (n, 48, 48), which files these are, what is wrong with the
-    others, and how many images were converted.
+    """Some files: images of those that could be read, uint8 (n, 48, 48), and their digests, which files these are, what
+    is wrong with the others, and how many images were converted.
     """
 
     images: Images
+    digests: Digests
     good: list[int]
     bad: dict[int, str]
     converted: int
@@ -202,21 +203,22 @@ def read(tree: Tree) -> Contents:
     good: list[int] = []
     converted = 0
     with ThreadPoolExecutor(THREADS) as pool:
-        pending: deque[_Pending] = deque()
-        files = _file_bytes(tree)
+        # Threads read and unpack: the system's calls and the decoder let Python go on. Few files are in memory at a
+        # time, however many there are.
+        ahead: deque[Future[Unpacked]] = deque()
+        sizes = np.concatenate(tree.stamps)[:, 0].tolist() if tree.stamps else []
+        chunks = _chunks(sizes)
         while True:
-            # Files are read and digests computed here while threads unpack: they only call the decoder, which lets
-            # Python go on. Few files are in memory at a time, however many there are.
-            while len(pending) <= THREADS and (some := next(files, None)) is not None:
-                pending.append(_Pending(some, pool))
-            if not pending:
+            while len(ahead) <= 2 * THREADS and (chunk := next(chunks, None)) is not None:
+                ahead.append(pool.submit(_read_some, tree, sizes, chunk))
+            if not ahead:
                 break
-            unpacked = pending.popleft().result()
+            unpacked = ahead.popleft().result()
             for i, reason in unpacked.bad.items():
                 tree.bad.add(tree.names[i], reason)
             good += unpacked.good
             converted += unpacked.converted
-            pile.add(unpacked.images)
+            pile.add(unpacked.images, unpacked.digests)
     tree.bad.check()
     if not good:
         raise tree.bad.nothing_left()
@@ -227,77 +229,73 @@ def read(tree: Tree) -> Contents:
     return Contents(*pile.all(), targets, roles[index], names, told_by, skipped, converted)
 
 
-def _file_bytes(tree: Tree) -> Iterator[dict[int, bytes]]:
-    """Give the content of the files, some at a time, by their index; what cannot be read is noted as bad."""
+def _chunks(sizes: list[int]) -> Iterator[range]:
+    """Cut files of so many bytes into pieces that are read at a time, as indices."""
+    first, total = 0, 0
+    for i, size in enumerate(sizes):
+        if i - first == AT_ONCE or (i > first and total + size > BYTES_AT_ONCE):
+            yield range(first, i)
+            first, total = i, 0
+        total += size
+    if first < len(sizes):
+        yield range(first, len(sizes))
+
+
+def _read_some(tree: Tree, sizes: list[int], indices: range) -> Unpacked:
+    """Read and unpack some files; several threads do so, and none changes the tree."""
     root = f"{tree.root}{os.sep}"
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
-    some: dict[int, bytes] = {}
-    size = 0
-    sizes = np.concatenate(tree.stamps)[:, 0].tolist() if tree.stamps else []
-    for i, (name, expected) in enumerate(zip(tree.names, sizes, strict=True)):
-        if expected > MAX_BYTES:
-            tree.bad.add(name, f"the file has {expected:,} bytes; more than {MAX_BYTES:,} are not read")
+    files: dict[int, bytes] = {}
+    bad: dict[int, str] = {}
+    for i in indices:
+        if sizes[i] > MAX_BYTES:
+            bad[i] = f"the file has {sizes[i]:,} bytes; more than {MAX_BYTES:,} are not read"
             continue
         try:
             # Half the time of open(), which matters for so many files so small.
-            file = os.open(root + name, flags)
+            file = os.open(root + tree.names[i], flags)
             try:
-                data = os.read(file, expected + 1)
+                files[i] = os.read(file, sizes[i] + 1)
             finally:
                 os.close(file)
         except OSError as error:
-            tree.bad.add(name, f"the file cannot be read ({error.strerror})")
-            continue
-        some[i] = data
-        size += len(data)
-        if len(some) == AT_ONCE or size > BYTES_AT_ONCE:
-            yield some
-            some, size = {}, 0
-    if some:
-        yield some
+            bad[i] = f"the file cannot be read ({error.strerror})"
+    unpacked = unpack(files)
+    return unpacked._replace(bad=dict(sorted((unpacked.bad | bad).items())))
 
 
-class _Pending:
-    """Some files that are being unpacked: those that share a plain JPEG header as one, the others one by one."""
-
-    def __init__(self, files: dict[int, bytes], pool: ThreadPoolExecutor) -> None:
-        self.files = files
-        stacks: dict[bytes, tuple[list[int], list[bytes]]] = {}
-        alone: list[int] = []
-        header = b""
-        for i, data in files.items():
-            if not header or not data.startswith(header):
-                header = data[: jpeg.header_length(data)]
-            if header and data.endswith(jpeg.END):
-                indices, pieces = stacks.setdefault(header, ([], []))
-                indices.append(i)
-                pieces.append(data[len(header) : -len(jpeg.END)])
-            else:
-                alone.append(i)
-        self.stacks = [
-            (indices, pool.submit(jpeg.unpack, header, pieces)) for header, (indices, pieces) in stacks.items()
-        ]
-        self.alone = pool.submit(_unpack_alone, files, alone)
-
-    def result(self) -> Unpacked:
-        """Return the faces when all are unpacked."""
-        done = [self.alone.result()]
-        for indices, future in self.stacks:
-            images = future.result()
-            if images is None:
-                done.append(_unpack_alone(self.files, indices))
-            else:
-                done.append(Unpacked(images, indices, {}, 0))
-        done = [one for one in done if one.good or one.bad]
-        if len(done) == 1:
-            return done[0]
-        bad = {i: reason for one in done for i, reason in one.bad.items()}
-        return Unpacked(
-            np.concatenate([one.images for one in done]),
-            [i for one in done for i in one.good],
-            dict(sorted(bad.items())),
-            sum(one.converted for one in done),
-        )
+def unpack(files: dict[int, bytes]) -> Unpacked:
+    """Unpack files by their index: those that share a plain JPEG header as one, the others one by one."""
+    stacks: dict[bytes, tuple[list[int], list[bytes]]] = {}
+    alone: list[int] = []
+    header = b""
+    for i, data in files.items():
+        if not header or not data.startswith(header):
+            header = data[: jpeg.header_length(data)]
+        if header and data.endswith(jpeg.END):
+            indices, pieces = stacks.setdefault(header, ([], []))
+            indices.append(i)
+            pieces.append(data[len(header) : -len(jpeg.END)])
+        else:
+            alone.append(i)
+    done = [_unpack_alone(files, alone)]
+    for header, (indices, pieces) in stacks.items():
+        images = jpeg.unpack(header, pieces)
+        if images is None:
+            done.append(_unpack_alone(files, indices))
+        else:
+            done.append(Unpacked(images, digests(images), indices, {}, 0))
+    done = [one for one in done if one.good or one.bad] or done[:1]
+    if len(done) == 1:
+        return done[0]
+    bad = {i: reason for one in done for i, reason in one.bad.items()}
+    return Unpacked(
+        np.concatenate([one.images for one in done]),
+        np.concatenate([one.digests for one in done]),
+        [i for one in done for i in one.good],
+        dict(sorted(bad.items())),
+        sum(one.converted for one in done),
+    )
 
 
 def _unpack_alone(files: dict[int, bytes], indices: list[int]) -> Unpacked:
@@ -314,7 +312,8 @@ def _unpack_alone(files: dict[int, bytes], indices: list[int]) -> Unpacked:
         else:
             good.append(i)
             converted += not is_face(image)
-    return Unpacked(np.array(images, np.uint8).reshape(-1, SIZE, SIZE), good, bad, converted)
+    faces = np.array(images, np.uint8).reshape(-1, SIZE, SIZE)
+    return Unpacked(faces, digests(faces), good, bad, converted)
 
 
 def _roles(tree: Tree) -> tuple[npt.NDArray[np.int8], str]:

@@ -6,7 +6,6 @@ million pixels. Here every step is one numpy operation on all bytes of some rows
 
 from __future__ import annotations
 
-import threading
 from typing import Final
 
 import numpy as np
@@ -14,16 +13,15 @@ import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
 
-ROWS_AT_ONCE: Final = 64
-"""FER2013's rows are 8 kB long. With fewer, threads that parse wait for each other more often, between shorter steps;
-with more, the intermediate arrays leave the processor's caches."""
+ROWS_AT_ONCE: Final = 32
+"""FER2013's rows are 8 kB long: all intermediate arrays of so many stay in a processor's second-level cache."""
 
 _PAD: Final = 4  # spaces before the first row, so that a number's three bytes can always be looked back at
 _SPACE, _ZERO = ord(" "), ord("0")
 
 
-class NumberParser(threading.local):
-    """Parses rows; keeps its working memory from call to call, for each thread that calls its own."""
+class NumberParser:
+    """Parses rows; keeps its working memory from call to call."""
 
     def __init__(self) -> None:
         self._grow(ROWS_AT_ONCE * 9_000)

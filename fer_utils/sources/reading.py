@@ -44,15 +44,15 @@ class Pile:
         self._digests: list[Digests] = []
         self._count = 0
 
-    def add(self, images: Images) -> None:
-        """Put images, uint8 (n, 48, 48), behind those that are there."""
+    def add(self, images: Images, known: Digests | None = None) -> None:
+        """Put images, uint8 (n, 48, 48), behind those that are there; their digests are computed unless known."""
         stop = self._count + len(images)
         if stop > len(self._images):
             larger = np.empty((2 * stop, SIZE, SIZE), np.uint8)
             larger[: self._count] = self._images[: self._count]
             self._images = larger
         self._images[self._count : stop] = images
-        self._digests.append(digests(images))
+        self._digests.append(digests(images) if known is None else known)
         self._count = stop
 
     def all(self) -> tuple[Images, Digests]:
