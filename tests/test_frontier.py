@@ -51,7 +51,7 @@ def test_the_frontier_begins_with_the_cheapest_network() -> None:
 
 
 def test_each_ablation_changes_what_it_says_and_nothing_else() -> None:
-    base = recipe.load("fast")
+    base = recipe.load("fast", {"progressive": 32})
     found = {name: frontier._changed(base, change) for name, change in frontier.ablations(base).items()}
     told = {name: frontier.difference(changed, base) for name, changed in found.items()}
     assert told.pop("base") == ""
