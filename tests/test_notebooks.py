@@ -127,6 +127,11 @@ def test_every_address_of_the_repository_is_the_one_in_pyproject(name: str) -> N
     assert f"git+{REPOSITORY}" in read(name).cells[1].source
 
 
+def test_every_field_of_a_recipe_is_a_parameter_of_03() -> None:
+    told = {node.target.id for node in declared("03_train") if isinstance(node.target, ast.Name)}
+    assert set(Recipe.model_fields) - told == {"name", "description"}
+
+
 @each
 def test_the_title_cell_tells_a_papermill_command_that_works(name: str) -> None:
     commands = re.findall(r"^\s*(papermill .+)$", read(name).cells[0].source, flags=re.MULTILINE)
