@@ -76,7 +76,6 @@ def main() -> int:
             for name in rates
         ],
     )
-    print("\nfast is timed at its full 48 px; its first epochs are smaller and faster.")
     return bars.judge(
         [bars.at_least(f"fast over {name}", rates["fast"] / rates[name], limit) for name, limit in BARS.items()]
     )
