@@ -60,6 +60,15 @@ class _Dumper(_Yaml, yaml.SafeDumper):  # type: ignore[misc]
     pass
 
 
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Quote what other line breaks than a newline hold: PyYAML writes them plainly and reads a newline back."""
+    style = '"' if any(character in text for character in "\r\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 

@@ -106,6 +106,8 @@ def test_what_is_dumped_is_parsed_again(name: str) -> None:
 )
 @example(name="1e3", description="on", lr=1e-5, flip=0.0)
 @example(name="010", description="~", lr=1e6, flip=1.0)
+@example(name="0", description="\x85", lr=1.0, flip=0.0)
+@example(name="0", description="a\u2028b\r\u2029", lr=1.0, flip=0.0)
 @settings(max_examples=40, deadline=None)
 def test_any_text_and_number_survives_the_file(name: str, description: str, lr: float, flip: float) -> None:
     recipe = Recipe(name=name, description=description, lr=lr, augment=Augment(flip=flip), epochs=1)
