@@ -12,17 +12,18 @@ again alone, which finds what is wrong with it, if anything.
 from __future__ import annotations
 
 import csv
+import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from io import FileIO
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fer_utils.faces import SIZE, Images
+from fer_utils.faces import SIZE, Digests, Images, digests
 from fer_utils.sources.numbers import NumberParser
 from fer_utils.sources.reading import (
     PIXELS,
@@ -41,8 +42,10 @@ from fer_utils.sources.reading import (
 
 Bytes = npt.NDArray[np.uint8]
 
-BLOCK: Final = 2_000_000
+BLOCK: Final = 3_200_000
 """Bytes that are parsed at a time."""
+THREADS: Final = 2
+"""Threads that read and parse. More wait for each other: each step of the parser takes Python's lock when it ends."""
 LINE: Final = 20_000
 """Bytes that are read beyond a block for the end of its last line, again and again up to `LONGEST_LINE`."""
 LONGEST_LINE: Final = 1_000_000
@@ -112,8 +115,8 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path) -> Contents:
         before = len(targets)
         stem = path.stem
         row = 0
-        for found in _read_one(path, role):
-            pile.add(found.images)
+        for found, their_digests in _read_one(path, role):
+            pile.add(found.images, their_digests)
             targets += found.targets
             roles += [ROLES.index(its_role) for its_role in found.roles]
             names += [f"{stem}[{row + i}]" for i in found.good]
@@ -135,25 +138,35 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path) -> Contents:
     )
 
 
-def _read_one(path: Path, role: Role) -> Iterator[Rows]:
+def _read_one(path: Path, role: Role) -> Iterator[tuple[Rows, Digests]]:
+    """Give the rows of a file, a block at a time, and the digests of their images."""
     with path.open("rb") as file:
         columns = read_header(path, file.readline(LONGEST_LINE))
         begin, size = file.tell(), path.stat().st_size
-    parser = NumberParser()
-    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
-        # One thread parses numbers and hardly ever needs Python's lock. All else is done here meanwhile: the next
-        # blocks are read and cut into lines, and the digests of what is given are computed. More threads that parse
-        # gain nothing: their steps are so short that they mostly wait for each other.
-        starts = deque(range(begin, size, BLOCK))
-        ahead: deque[tuple[_Lines, Images, Future[list[bool]]]] = deque()
-        while starts or ahead:
-            while starts and len(ahead) < 3:
-                start = starts.popleft()
-                lines = _lines(*_whole_lines(file, start, min(start + BLOCK, size), begin), columns, role)
-                images = np.empty((len(lines.lines), PIXELS), np.uint8)
-                ahead.append((lines, images, pool.submit(parser.parse, lines.data, lines.begins, lines.ends, images)))
-            lines, images, right = ahead.popleft()
-            yield _rows(lines, images, right.result(), columns, role)
+    mine = _Mine()
+
+    def parse(start: int) -> tuple[Rows, Digests]:
+        lines = _lines(*_whole_lines(path, start, min(start + BLOCK, size), begin), columns, role)
+        images = np.empty((len(lines.lines), PIXELS), np.uint8)
+        right = mine.parser.parse(lines.data, lines.begins, lines.ends, images)
+        rows = _rows(lines, images, right, columns, role)
+        return rows, digests(rows.images)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        # A few blocks ahead keep the threads busy, and take little memory.
+        starts = iter(range(begin, size, BLOCK))
+        ahead = deque(pool.submit(parse, start) for start in islice(starts, 2 * THREADS))
+        while ahead:
+            done = ahead.popleft().result()
+            ahead.extend(pool.submit(parse, start) for start in islice(starts, 1))
+            yield done
+
+
+class _Mine(threading.local):
+    """What each thread has of its own."""
+
+    def __init__(self) -> None:
+        self.parser = NumberParser()
 
 
 class _Lines(NamedTuple):
@@ -173,7 +186,7 @@ class _Lines(NamedTuple):
     meant: list[tuple[int, Role] | None]
 
 
-def _whole_lines(file: FileIO, start: int, stop: int, begin: int) -> tuple[bytes, int, int]:
+def _whole_lines(path: Path, start: int, stop: int, begin: int) -> tuple[bytes, int, int]:
     """Return bytes of a file, and where in them the lines lie that begin in its bytes ``start`` to ``stop``.
 
     ``begin`` is where the file's first line begins. The last line ends with a newline.
@@ -181,14 +194,15 @@ def _whole_lines(file: FileIO, start: int, stop: int, begin: int) -> tuple[bytes
     # From one byte before, to see whether a line begins at the start.
     back = min(1, start - begin)
     inside = back + stop - start
-    file.seek(start - back)
-    data = file.read(inside + LINE)
-    first = data.find(b"\n", 0, inside - 1) + 1 if back else 0
-    if back and not first:
-        return b"", 0, 0
-    while not (end := data.find(b"\n", inside - 1) + 1):
-        more = file.read(LINE) if len(data) - inside < LONGEST_LINE else b""
-        data += more or b"\n"
+    with path.open("rb", buffering=0) as file:
+        file.seek(start - back)
+        data = file.read(inside + LINE)
+        first = data.find(b"\n", 0, inside - 1) + 1 if back else 0
+        if back and not first:
+            return b"", 0, 0
+        while not (end := data.find(b"\n", inside - 1) + 1):
+            more = file.read(LINE) if len(data) - inside < LONGEST_LINE else b""
+            data += more or b"\n"
     return data, first, end
 
 
