@@ -218,6 +218,9 @@ class Recipe(_Strict):
     clip_norm: float | None = Field(None, gt=0)
     clip_value: float | None = Field(None, gt=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    self_distillation: float = Field(0.0, ge=0, le=1)
+    """Share that the network's own answer of the epoch before has in a face's target in the last epoch, rising from 0:
+    progressive self-knowledge distillation (Kim et al. 2021, arXiv:2006.12000)."""
     balance: Literal["none", "loss", "sampling"] = "none"
     """Weigh the loss by inverse class frequency, or draw every emotion equally often."""
     ema: float = Field(0.0, ge=0, lt=1)
@@ -257,6 +260,8 @@ class Recipe(_Strict):
                 problems.append(f"weights imagenet fits width 1 only, not width {self.width}")
             if self.zero_init_residual:
                 problems.append("zero_init_residual would be overwritten by weights imagenet")
+        if self.self_distillation and (self.mixup or self.cutmix or self.balance == "sampling"):
+            problems.append("self_distillation needs each face alone and once an epoch: no mixup, cutmix, sampling")
         if any(factor < 0 for factor in self.layer_lr.values()):
             problems.append("layer_lr holds factors of at least 0")
         if any(size < 1 for size in self.head):

@@ -17,7 +17,7 @@ import torch
 from fer_utils import checkpoint, models, training
 from fer_utils import recipe as recipes
 from fer_utils.faces import Faces, Splits
-from fer_utils.recipe import Recipe
+from fer_utils.recipe import Recipe, RecipeError
 from fer_utils.runs import Run, RunError
 from fer_utils.sources import synthetic
 from fer_utils.training import TIMING_COLUMNS, TrainingError, fit
@@ -67,9 +67,10 @@ def assert_same_bytes(first: Run, second: Run) -> None:
             "lr": 0.5,
             "balance": "sampling",
         },
+        {"self_distillation": 0.8, "balance": "loss"},
         {"precision": "bfloat16", "optimizer": "adam", "schedule": "cosine", "cutmix": 1.0, "clip_norm": 1.0},
     ],
-    ids=["ema-one_cycle-mixup", "sgd-plateau-sampling", "bfloat16-cosine-cutmix"],
+    ids=["ema-one_cycle-mixup", "sgd-plateau-sampling", "self_distillation", "bfloat16-cosine-cutmix"],
 )
 def test_a_resumed_training_is_the_uninterrupted_one_to_the_byte(
     splits: Splits, tmp_path: Path, fields: dict[str, Any]
@@ -239,6 +240,28 @@ def test_class_weights_are_inverse_frequencies() -> None:
     assert training.class_weights(tiny(), targets).tolist() == [1.0] * 7
 
 
+def test_a_face_is_taught_by_its_label_and_the_answer_of_the_epoch_before(splits: Splits, tmp_path: Path) -> None:
+    # A rate too small to change anything, no augmentation, one batch: what is said in one epoch is known in the next.
+    still = {"lr": 1e-12, "ema": 0.0, "dropout": 0.0, "augment": {}, "weight_decay": 0.0, "schedule": "constant"}
+    still |= {"precision": "float64", "batch_size": 1000, "label_smoothing": 0.0, "epochs": 3}
+    recipe = tiny(**still, self_distillation=0.6)
+    run = fit(recipe, splits, Run.create(tmp_path / "run"), device="cpu", log=silent)
+    held = checkpoint.load(run.file("last.ckpt"))
+    said = held["taught"].numpy()
+    assert said.shape == (len(splits.train), 7)
+    np.testing.assert_allclose(said.sum(1), 1, atol=1e-9)
+    label = np.eye(7)[splits.train.targets]
+    for share, loss in zip((0.0, 0.3, 0.6), run.history()["train_loss"], strict=True):
+        expected = -(((1 - share) * label + share * said) * np.log(said)).sum(1).mean()
+        assert loss == pytest.approx(expected, rel=1e-6)
+
+
+def test_own_answers_do_not_go_with_what_mixes_or_repeats_faces() -> None:
+    for fields in ({"mixup": 0.2}, {"cutmix": 1.0}, {"balance": "sampling"}):
+        with pytest.raises(RecipeError, match="self_distillation"):
+            tiny(self_distillation=0.5, **fields)
+
+
 def test_the_average_follows_the_weights_and_their_statistics() -> None:
     torch.manual_seed(0)
     model = models.build(tiny())
@@ -321,8 +344,9 @@ EXACT: dict[str, Any] = {
 }
 
 
-def test_two_processes_train_the_same_weights_as_one(tmp_path: Path) -> None:
-    recipe = tiny(**EXACT)
+@pytest.mark.parametrize("fields", [{}, {"mixup": 0.0, "self_distillation": 0.9}], ids=["mixup", "self_distillation"])
+def test_two_processes_train_the_same_weights_as_one(tmp_path: Path, fields: dict[str, Any]) -> None:
+    recipe = tiny(**EXACT | fields)
     (tmp_path / "recipe.yaml").write_text(recipe.dump())
     data = "synthetic:400"
     single = [sys.executable, "-m", "fer_utils.training"]
