@@ -221,6 +221,11 @@ class Recipe(_Strict):
     self_distillation: float = Field(0.0, ge=0, le=1)
     """Share that the network's own answer of the epoch before has in a face's target in the last epoch, rising from 0:
     progressive self-knowledge distillation (Kim et al. 2021, arXiv:2006.12000)."""
+    teacher: str | None = None
+    """Directory of a run whose best network answers for part of each target: distillation (Hinton et al. 2015,
+    arXiv:1503.02531)."""
+    teacher_share: float = Field(0.9, gt=0, le=1)
+    """Share of the teacher's answer in a target."""
     balance: Literal["none", "loss", "sampling"] = "none"
     """Weigh the loss by inverse class frequency, or draw every emotion equally often."""
     ema: float = Field(0.0, ge=0, lt=1)
@@ -262,6 +267,8 @@ class Recipe(_Strict):
                 problems.append("zero_init_residual would be overwritten by weights imagenet")
         if self.self_distillation and (self.mixup or self.cutmix or self.balance == "sampling"):
             problems.append("self_distillation needs each face alone and once an epoch: no mixup, cutmix, sampling")
+        if self.teacher is not None and (self.mixup or self.cutmix or self.self_distillation):
+            problems.append("a teacher answers for faces as they are: no mixup, cutmix, self_distillation")
         if any(factor < 0 for factor in self.layer_lr.values()):
             problems.append("layer_lr holds factors of at least 0")
         if any(size < 1 for size in self.head):

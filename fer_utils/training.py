@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import math
 import os
 import subprocess
@@ -173,6 +174,10 @@ class State:
     updates: int = 0
     taught: Tensor | None = None
     """Probabilities (N, 7) that each training face had when it was last seen; kept for ``self_distillation`` alone."""
+    teacher: nn.Module | None = None
+    """A trained network whose answers are part of the targets; not trained, and not kept in a checkpoint."""
+    teacher_sha256: str | None = None
+    """Of the teacher's file, so that a resume cannot go on with another."""
     sums: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
     """Running loss, weight and correct faces of the epoch under way."""
     plateau: dict[str, float] = field(default_factory=lambda: {"factor": 1.0, "best": math.inf, "waited": 0.0})
@@ -197,6 +202,7 @@ class State:
             "step": self.step,
             "updates": self.updates,
             "taught": self.taught,
+            "teacher_sha256": self.teacher_sha256,
             "sums": self.sums,
             "plateau": dict(self.plateau),
             "best_accuracy": self.best_accuracy,
@@ -371,12 +377,22 @@ def teaching_share(recipe: Recipe, epoch: int) -> float:
     return recipe.self_distillation * epoch / max(recipe.epochs - 1, 1)
 
 
-def own_targets(state: State, batch: Batch) -> Tensor | None:
-    """Return targets (B, 7) that are part label, part what the network said in the epoch before; None without."""
-    if state.taught is None:
+def soft_targets(
+    state: State, batch: Batch, inputs: Tensor, device: torch.device, precision: Precision
+) -> Tensor | None:
+    """Return targets (B, 7) that are part label and part answer, of a teacher or of the network itself; None without.
+
+    A teacher sees the very ``inputs`` that the network sees (Beyer et al. 2022, arXiv:2106.05237).
+    """
+    if state.teacher is not None:
+        with torch.no_grad(), autocast(device, precision):
+            said = functional.softmax(state.teacher(inputs).float(), dim=1)
+        share = state.recipe.teacher_share
+    elif state.taught is not None:
+        said, share = state.taught[batch.faces], teaching_share(state.recipe, state.epoch)
+    else:
         return None
-    label = functional.one_hot(batch.targets, NUM_EMOTIONS).to(state.taught.dtype)
-    return torch.lerp(label, state.taught[batch.faces], teaching_share(state.recipe, state.epoch))
+    return torch.lerp(functional.one_hot(batch.targets, NUM_EMOTIONS).to(said.dtype), said, share)
 
 
 def train_step(
@@ -397,7 +413,8 @@ def train_step(
     with autocast(device, precision):
         logits = forward(inputs)
     logits = logits if precision == "float64" else logits.float()
-    total = loss_sum(logits, batch, weights, recipe.label_smoothing, own_targets(state, batch))
+    taught = soft_targets(state, batch, inputs, device, precision)
+    total = loss_sum(logits, batch, weights, recipe.label_smoothing, taught)
     # DDP averages gradients over ranks; times world, the sum over all faces is divided by the global weight.
     scaled: Tensor = state.scaler.scale(total / batch.total_weight * ranks.world)
     torch.autograd.backward(scaled)
@@ -486,7 +503,7 @@ def fit(
         ``run``.
 
     Raises:
-        TrainingError: the faces are unlabelled or too few, or the loss is not finite any more.
+        TrainingError: the faces are unlabelled or too few, the teacher does not fit, or the loss is not finite.
         RunError: the run holds another recipe's or other data's training.
     """
     ranks = Ranks.current()
@@ -500,6 +517,8 @@ def fit(
     train = training_faces(recipe, splits.train)
     preprocessing = Preprocessing.of(recipe, train)
     state = make_state(recipe, where, arithmetic)
+    if recipe.teacher is not None:
+        state.teacher, state.teacher_sha256 = load_teacher(recipe, preprocessing, where)
     resumed = _open_run(state, splits, run, resume, where, arithmetic, ranks)
     bounds = batch_bounds(len(train), recipe.batch_size, ranks.world)
     images = torch.from_numpy(train.images).to(where)
@@ -540,6 +559,26 @@ def training_faces(recipe: Recipe, train: Faces) -> Faces:
     return drawn
 
 
+def load_teacher(recipe: Recipe, preprocessing: Preprocessing, device: torch.device) -> tuple[nn.Module, str]:
+    """Return the best network of the run that ``recipe.teacher`` names, and the SHA-256 of its file.
+
+    Raises:
+        RunError: there is no such run.
+        CheckpointError: it has no network that can be read.
+        TrainingError: it wants its faces prepared in another way than the network that is to be trained.
+    """
+    assert recipe.teacher is not None
+    run = Run.open(recipe.teacher)
+    loaded = checkpoint.load_model(run, "best", device)
+    if loaded.preprocessing != preprocessing:
+        raise TrainingError(
+            f"teacher {recipe.teacher} takes {loaded.preprocessing}, this recipe gives {preprocessing}: "
+            "set image_size, channels and normalize to the teacher's, or name another"
+        )
+    with run.file("best.ckpt").open("rb") as file:
+        return loaded.model.requires_grad_(False), hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _check_faces(splits: Splits) -> None:
     if not splits.train.labelled:
         raise TrainingError(f"the training part of {splits.location or splits.source} has no labelled faces")
@@ -576,7 +615,13 @@ def _open_run(
                 f"{run.path} was trained on other faces (fingerprint {known}, here {splits.fingerprint()}): give the "
                 "same data and split, or train into a new run"
             )
-        state.restore(checkpoint.load(run.file("last.ckpt")))
+        saved = checkpoint.load(run.file("last.ckpt"))
+        if saved.get("teacher_sha256") != state.teacher_sha256:
+            raise RunError(
+                f"the teacher {recipe.teacher} is another network than when {run.path} was begun: give that one "
+                "back, or train into a new run"
+            )
+        state.restore(saved)
         return True
     if resume is True:
         raise RunError(f"{run.path} has no last.ckpt to resume from: train it first, or leave resume out")

@@ -68,13 +68,17 @@ def assert_same_bytes(first: Run, second: Run) -> None:
             "balance": "sampling",
         },
         {"self_distillation": 0.8, "balance": "loss"},
+        {"teacher": "TEACHER", "teacher_share": 0.5},
         {"precision": "bfloat16", "optimizer": "adam", "schedule": "cosine", "cutmix": 1.0, "clip_norm": 1.0},
     ],
-    ids=["ema-one_cycle-mixup", "sgd-plateau-sampling", "self_distillation", "bfloat16-cosine-cutmix"],
+    ids=["ema-one_cycle-mixup", "sgd-plateau-sampling", "self_distillation", "teacher", "bfloat16-cosine-cutmix"],
 )
 def test_a_resumed_training_is_the_uninterrupted_one_to_the_byte(
     splits: Splits, tmp_path: Path, fields: dict[str, Any]
 ) -> None:
+    if "teacher" in fields:
+        teacher = fit(tiny(epochs=1), splits, Run.create(tmp_path / "teacher"), device="cpu", log=silent)
+        fields = {**fields, "teacher": str(teacher.path)}
     recipe = tiny(**fields)
     whole = fit(recipe, splits, Run.create(tmp_path / "whole"), device="cpu", log=silent)
     parts = Run.create(tmp_path / "parts")
@@ -254,6 +258,44 @@ def test_a_face_is_taught_by_its_label_and_the_answer_of_the_epoch_before(splits
     for share, loss in zip((0.0, 0.3, 0.6), run.history()["train_loss"], strict=True):
         expected = -(((1 - share) * label + share * said) * np.log(said)).sum(1).mean()
         assert loss == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_student_is_taught_by_its_teachers_answers(splits: Splits, tmp_path: Path) -> None:
+    from fer_utils.prediction import predict
+
+    teacher = fit(tiny(seed=5, epochs=1), splits, Run.create(tmp_path / "teacher"), device="cpu", log=silent)
+    still = {"lr": 1e-12, "ema": 0.0, "dropout": 0.0, "augment": {}, "weight_decay": 0.0, "schedule": "constant"}
+    still |= {
+        "batch_size": 1000,
+        "label_smoothing": 0.0,
+        "epochs": 1,
+        "precision": "float32",
+        "freeze_batch_norm": True,
+    }
+    recipe = tiny(**still, train_layers=["fc"], teacher=str(teacher.path), teacher_share=0.75)
+    run = fit(recipe, splits, Run.create(tmp_path / "student"), device="cpu", log=silent)
+
+    def answers(of: Run) -> np.ndarray[Any, Any]:
+        held = checkpoint.load_model(of)
+        return predict(held.model, held.preprocessing, splits.train.images, device=torch.device("cpu"))
+
+    taught = 0.25 * np.eye(7)[splits.train.targets] + 0.75 * answers(teacher)
+    expected = -(taught * np.log(answers(run))).sum(1).mean()
+    assert run.history()["train_loss"].iloc[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_teacher_that_changed_or_does_not_fit_is_refused(splits: Splits, tmp_path: Path) -> None:
+    teacher = fit(tiny(epochs=1), splits, Run.create(tmp_path / "teacher"), device="cpu", log=silent)
+    recipe = tiny(epochs=2, teacher=str(teacher.path))
+    run = fit(recipe, splits, Run.create(tmp_path / "student"), device="cpu", log=silent, stop_after=1)
+    with pytest.raises(TrainingError, match="image_size"):
+        fit(tiny(image_size=40, teacher=str(teacher.path)), splits, Run.create(tmp_path / "other"), log=silent)
+    with pytest.raises(RunError, match="nowhere"):
+        fit(tiny(teacher=str(tmp_path / "nowhere")), splits, Run.create(tmp_path / "another"), log=silent)
+    other = fit(tiny(epochs=1, seed=1), splits, Run.create(tmp_path / "second"), device="cpu", log=silent)
+    teacher.file("best.ckpt").write_bytes(other.file("best.ckpt").read_bytes())
+    with pytest.raises(RunError, match="another network"):
+        fit(recipe, splits, run, device="cpu", log=silent)
 
 
 def test_own_answers_do_not_go_with_what_mixes_or_repeats_faces() -> None:
