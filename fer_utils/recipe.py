@@ -218,9 +218,6 @@ class Recipe(_Strict):
     clip_norm: float | None = Field(None, gt=0)
     clip_value: float | None = Field(None, gt=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    self_distillation: float = Field(0.0, ge=0, le=1)
-    """Share that the network's own answer of the epoch before has in a face's target in the last epoch, rising from 0:
-    progressive self-knowledge distillation (Kim et al. 2021, arXiv:2006.12000)."""
     teacher: str | None = None
     """Directory of a run whose best network answers for part of each target: distillation (Hinton et al. 2015,
     arXiv:1503.02531)."""
@@ -265,10 +262,8 @@ class Recipe(_Strict):
                 problems.append(f"weights imagenet fits width 1 only, not width {self.width}")
             if self.zero_init_residual:
                 problems.append("zero_init_residual would be overwritten by weights imagenet")
-        if self.self_distillation and (self.mixup or self.cutmix or self.balance == "sampling"):
-            problems.append("self_distillation needs each face alone and once an epoch: no mixup, cutmix, sampling")
-        if self.teacher is not None and (self.mixup or self.cutmix or self.self_distillation):
-            problems.append("a teacher answers for faces as they are: no mixup, cutmix, self_distillation")
+        if self.teacher is not None and (self.mixup or self.cutmix):
+            problems.append("a teacher answers for faces as they are: no mixup and no cutmix")
         if any(factor < 0 for factor in self.layer_lr.values()):
             problems.append("layer_lr holds factors of at least 0")
         if any(size < 1 for size in self.head):

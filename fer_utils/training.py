@@ -172,8 +172,6 @@ class State:
     step: int = 0
     """Finished steps of the epoch under way."""
     updates: int = 0
-    taught: Tensor | None = None
-    """Probabilities (N, 7) that each training face had when it was last seen; kept for ``self_distillation`` alone."""
     teacher: nn.Module | None = None
     """A trained network whose answers are part of the targets; not trained, and not kept in a checkpoint."""
     teacher_sha256: str | None = None
@@ -201,7 +199,6 @@ class State:
             "epoch": self.epoch,
             "step": self.step,
             "updates": self.updates,
-            "taught": self.taught,
             "teacher_sha256": self.teacher_sha256,
             "sums": self.sums,
             "plateau": dict(self.plateau),
@@ -219,8 +216,6 @@ class State:
         self.scaler.load_state_dict(held["scaler"])
         self.epoch, self.step, self.updates = held["epoch"], held["step"], held["updates"]
         self.sums = held["sums"].to(self.sums.device)
-        if held.get("taught") is not None:  # checkpoints of older versions have none
-            self.taught = held["taught"].to(self.sums.device)
         self.plateau = dict(held["plateau"])
         self.best_accuracy, self.best_epoch = held["best_accuracy"], held["best_epoch"]
         self.seconds = held["seconds"]
@@ -311,7 +306,6 @@ class Batch:
         inputs: network input (B, C, S, S).
         targets, others: int64 (B,), own target and that of the face mixed in.
         share: (B,) share of the own target, or None without mixing.
-        faces: int64 (B,), which training faces these are.
         total_weight: summed loss weight of the global batch, a scalar.
     """
 
@@ -319,7 +313,6 @@ class Batch:
     targets: Tensor
     others: Tensor | None
     share: Tensor | None
-    faces: Tensor
     total_weight: Tensor
 
 
@@ -340,23 +333,23 @@ def make_batch(
     whole = plan.order[start:end]
     if plan.partner is None:
         total = weights[targets[whole]].sum()
-        return Batch(preprocessing.normalize(inputs), targets[faces], None, None, faces, total)
+        return Batch(preprocessing.normalize(inputs), targets[faces], None, None, total)
     mine = plan.partner[where]
     partners = plan.order[mine.partner]
     inputs, share = mix(inputs, augment(images.index_select(0, partners), plan.draws[mine.partner], plan.size), mine)
     everyone = plan.partner[start:end]
     others = plan.order[everyone.partner]
     total = (everyone.lam * weights[targets[whole]] + (1 - everyone.lam) * weights[targets[others]]).sum()
-    return Batch(preprocessing.normalize(inputs), targets[faces], targets[partners], share, faces, total)
+    return Batch(preprocessing.normalize(inputs), targets[faces], targets[partners], share, total)
 
 
 def loss_sum(logits: Tensor, batch: Batch, weights: Tensor, smoothing: float, taught: Tensor | None = None) -> Tensor:
     """Return the cross-entropy summed over the rank's faces, class weights and mixing included.
 
-    ``taught`` are targets (B, 7) in place of the labels; a face still weighs what its label does.
+    ``taught`` are targets (B, 7) in place of the labels, smoothed already; a face still weighs what its label does.
     """
     if taught is not None:
-        per_face = functional.cross_entropy(logits, taught, reduction="none", label_smoothing=smoothing)
+        per_face = functional.cross_entropy(logits, taught.to(logits.dtype), reduction="none")
         return (weights.to(logits.dtype)[batch.targets] * per_face).sum()
 
     def against(targets: Tensor) -> Tensor:
@@ -369,30 +362,21 @@ def loss_sum(logits: Tensor, batch: Batch, weights: Tensor, smoothing: float, ta
     return (batch.share * against(batch.targets) + (1 - batch.share) * against(batch.others)).sum()
 
 
-def teaching_share(recipe: Recipe, epoch: int) -> float:
-    """Return the share of epoch ``epoch`` (from 0) that the network's own last answer has in a face's target.
-
-    It rises linearly from 0 to ``self_distillation``, as in Kim et al. 2021.
-    """
-    return recipe.self_distillation * epoch / max(recipe.epochs - 1, 1)
-
-
-def soft_targets(
+def taught_targets(
     state: State, batch: Batch, inputs: Tensor, device: torch.device, precision: Precision
 ) -> Tensor | None:
-    """Return targets (B, 7) that are part label and part answer, of a teacher or of the network itself; None without.
+    """Return targets (B, 7) that are part smoothed label and part the teacher's answer; None without a teacher.
 
-    A teacher sees the very ``inputs`` that the network sees (Beyer et al. 2022, arXiv:2106.05237).
+    The teacher sees the very ``inputs`` that the network sees (Beyer et al. 2022, arXiv:2106.05237).
     """
-    if state.teacher is not None:
-        with torch.no_grad(), autocast(device, precision):
-            said = functional.softmax(state.teacher(inputs).float(), dim=1)
-        share = state.recipe.teacher_share
-    elif state.taught is not None:
-        said, share = state.taught[batch.faces], teaching_share(state.recipe, state.epoch)
-    else:
+    if state.teacher is None:
         return None
-    return torch.lerp(functional.one_hot(batch.targets, NUM_EMOTIONS).to(said.dtype), said, share)
+    with torch.no_grad(), autocast(device, precision):
+        answers = functional.softmax(state.teacher(inputs.float()).float(), dim=1)
+    # A teacher's answer is as soft as it should be: label smoothing is the label's alone.
+    smoothing = state.recipe.label_smoothing
+    labels = functional.one_hot(batch.targets, NUM_EMOTIONS).float() * (1 - smoothing) + smoothing / NUM_EMOTIONS
+    return torch.lerp(labels, answers, state.recipe.teacher_share)
 
 
 def train_step(
@@ -413,7 +397,7 @@ def train_step(
     with autocast(device, precision):
         logits = forward(inputs)
     logits = logits if precision == "float64" else logits.float()
-    taught = soft_targets(state, batch, inputs, device, precision)
+    taught = taught_targets(state, batch, inputs, device, precision)
     total = loss_sum(logits, batch, weights, recipe.label_smoothing, taught)
     # DDP averages gradients over ranks; times world, the sum over all faces is divided by the global weight.
     scaled: Tensor = state.scaler.scale(total / batch.total_weight * ranks.world)
@@ -432,8 +416,6 @@ def train_step(
     if state.averaged is not None:
         update_average(state.averaged, state.model, recipe.ema, state.updates)
     with torch.no_grad():
-        if state.taught is not None:
-            state.taught[batch.faces] = functional.softmax(logits, dim=1).to(state.taught.dtype)
         correct = (logits.argmax(1) == batch.targets).sum()
         # The global weight is known to every rank; a world-th of it each, so that sums over ranks come out right.
         state.sums += torch.stack(
@@ -524,9 +506,6 @@ def fit(
     images = torch.from_numpy(train.images).to(where)
     targets = torch.from_numpy(train.targets).to(where)
     weights = torch.tensor(class_weights(recipe, train.targets), device=where, dtype=torch.float32)
-    if recipe.self_distillation > 0 and state.taught is None:
-        # Labels, until each face has been seen.
-        state.taught = functional.one_hot(targets, NUM_EMOTIONS).to(next(state.model.parameters()).dtype)
     forward = _forward(state, ranks, where)
     if ranks.rank == 0:
         how = f"resumed after epoch {state.epoch}" if resumed else f"{len(train):,} training faces"
@@ -669,7 +648,6 @@ def _epoch(
     first, started = state.step, time.perf_counter()
     saved = told = started
     lr_factor = 1.0
-    before = None if state.taught is None or ranks.world == 1 else state.taught.clone()
     for step in range(first, len(bounds)):
         torch.manual_seed(_step_seed(recipe.seed, state.epoch, step, ranks.rank))
         planned = schedule_factor(recipe, state.epoch * len(bounds) + step, recipe.epochs * len(bounds))
@@ -688,9 +666,6 @@ def _epoch(
         if now - saved > SAVE_EVERY and ranks.world == 1 and step + 1 < len(bounds):
             saved = now
             checkpoint.save(run.file("last.ckpt"), state.dump())
-    if state.taught is not None and before is not None:
-        # Each rank has changed the rows of the faces that it saw; all get all.
-        state.taught = before + ranks.sum(state.taught - before)
     loss, weight, correct = ranks.sum(state.sums.clone()).tolist()  # waits for the device
     train_seconds = time.perf_counter() - started
     if not math.isfinite(loss):
