@@ -250,7 +250,7 @@ def test_a_student_is_taught_by_its_teachers_answers(splits: Splits, tmp_path: P
     still = {"lr": 1e-12, "ema": 0.0, "dropout": 0.0, "augment": {}, "weight_decay": 0.0, "schedule": "constant"}
     still |= {
         "batch_size": 1000,
-        "label_smoothing": 0.0,
+        "label_smoothing": 0.1,
         "epochs": 1,
         "precision": "float32",
         "freeze_batch_norm": True,
