@@ -37,7 +37,7 @@ from frontier_figures import ablation_figure, frontier_figure
 from fer_utils import checkpoint, metrics, models, recipe, runs, sources, training
 from fer_utils.devices import choose_device, choose_precision
 from fer_utils.faces import Splits
-from fer_utils.files import replacing
+from fer_utils.files import held_alone, replacing
 from fer_utils.prediction import predict
 from fer_utils.recipe import Recipe
 
@@ -255,12 +255,12 @@ def sweep_all(wanted: Sequence[Configuration], splits: Splits, out: Path, table:
         elsewhere = []
         for number, configuration in enumerate(left, start=1):
             title = f"[{number}/{len(left)}] {configuration.name}, seed {configuration.recipe.seed}"
-            with ledger.claim(out / "claims", configuration.id) as mine:
+            with held_alone(out / "claims" / f"{configuration.id}.lock") as mine:
                 if not mine:
                     print(f"{title}: another process trains it")
                     elsewhere.append(configuration)
                     continue
-                # Read inside the claim: who held it before may have just finished.
+                # Read while it is held: who held it before may have just finished.
                 if configuration.id not in set(read(table)["id"]):
                     print(title, flush=True)
                     try:

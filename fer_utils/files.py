@@ -1,4 +1,4 @@
-"""Files that are whole or absent: every result is written aside and renamed into place."""
+"""Files that are whole or absent, written aside and renamed into place; and locks on what one process may do alone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 _PARENT = Path(__file__).resolve().parent.parent
 ROOT = _PARENT if (_PARENT / "pyproject.toml").is_file() else Path.cwd()
@@ -41,3 +43,22 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, whole or not at all. NaN is refused: JSON has none."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def held_alone(path: Path) -> Iterator[bool]:
+    """Give True where nobody else holds the lock file ``path`` inside such a block, of this process or another.
+
+    The system gives the lock back when a process ends, however it does. The empty file stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()

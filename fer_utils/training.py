@@ -11,6 +11,7 @@ weights, optimiser and sums and needs no generator's state, and the result is th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import hashlib
 import math
@@ -38,6 +39,7 @@ from fer_utils.augment import Draws, MixDraws, augment, draw, epoch_order, mix, 
 from fer_utils.devices import Precision, autocast, choose_device, choose_precision, keep_freed_memory
 from fer_utils.emotions import NUM_EMOTIONS
 from fer_utils.faces import Faces, Splits, cut
+from fer_utils.files import held_alone
 from fer_utils.prediction import predict
 from fer_utils.preprocessing import Preprocessing
 from fer_utils.recipe import Recipe, RecipeError
@@ -486,7 +488,7 @@ def fit(
 
     Raises:
         TrainingError: the faces are unlabelled or too few, the teacher does not fit, or the loss is not finite.
-        RunError: the run holds another recipe's or other data's training.
+        RunError: the run holds another recipe's or other data's training, or another process trains in it.
     """
     ranks = Ranks.current()
     where = choose_device(device)
@@ -501,32 +503,58 @@ def fit(
     state = make_state(recipe, where, arithmetic)
     if recipe.teacher is not None:
         state.teacher, state.teacher_sha256 = load_teacher(recipe, preprocessing, where)
-    resumed = _open_run(state, splits, run, resume, where, arithmetic, ranks)
-    bounds = batch_bounds(len(train), recipe.batch_size, ranks.world)
-    images = torch.from_numpy(train.images).to(where)
-    targets = torch.from_numpy(train.targets).to(where)
-    weights = torch.tensor(class_weights(recipe, train.targets), device=where, dtype=torch.float32)
-    forward = _forward(state, ranks, where)
-    if ranks.rank == 0:
-        how = f"resumed after epoch {state.epoch}" if resumed else f"{len(train):,} training faces"
-        processes = f", {ranks.world} processes" if ranks.world > 1 else ""
-        log(f"{recipe.name}: {how}, {recipe.epochs} epochs, {len(bounds)} steps each, {where}, {arithmetic}{processes}")
-    while state.epoch < recipe.epochs and not _stopped_early(state):
-        if stop_after is not None and state.epoch >= stop_after:
-            break
-        row = _epoch(
-            state, forward, splits, run, images, targets, weights, preprocessing, bounds, where, arithmetic, ranks, log
-        )
+    with _alone(run, ranks):
+        resumed = _open_run(state, splits, run, resume, where, arithmetic, ranks)
+        bounds = batch_bounds(len(train), recipe.batch_size, ranks.world)
+        images = torch.from_numpy(train.images).to(where)
+        targets = torch.from_numpy(train.targets).to(where)
+        weights = torch.tensor(class_weights(recipe, train.targets), device=where, dtype=torch.float32)
+        forward = _forward(state, ranks, where)
         if ranks.rank == 0:
-            if on_epoch is not None:
-                on_epoch(row)
-            log(describe_epoch(row, recipe.epochs))
-    if ranks.rank == 0 and _stopped_early(state):
-        log(
-            f"stopped early: no better validation accuracy for {recipe.early_stopping} epochs "
-            f"(best: epoch {state.best_epoch})"
-        )
+            how = f"resumed after epoch {state.epoch}" if resumed else f"{len(train):,} training faces"
+            processes = f", {ranks.world} processes" if ranks.world > 1 else ""
+            steps = f"{recipe.epochs} epochs, {len(bounds)} steps each"
+            log(f"{recipe.name}: {how}, {steps}, {where}, {arithmetic}{processes}")
+        while state.epoch < recipe.epochs and not _stopped_early(state):
+            if stop_after is not None and state.epoch >= stop_after:
+                break
+            row = _epoch(
+                state,
+                forward,
+                splits,
+                run,
+                images,
+                targets,
+                weights,
+                preprocessing,
+                bounds,
+                where,
+                arithmetic,
+                ranks,
+                log,
+            )
+            if ranks.rank == 0:
+                if on_epoch is not None:
+                    on_epoch(row)
+                log(describe_epoch(row, recipe.epochs))
+        if ranks.rank == 0 and _stopped_early(state):
+            log(
+                f"stopped early: no better validation accuracy for {recipe.early_stopping} epochs "
+                f"(best: epoch {state.best_epoch})"
+            )
     return run
+
+
+@contextlib.contextmanager
+def _alone(run: Run, ranks: Ranks) -> Iterator[None]:
+    """Keep other trainings out of a run: they would overwrite each other's checkpoints."""
+    if ranks.rank != 0:
+        yield
+        return
+    with held_alone(run.file(".training.lock")) as mine:
+        if not mine:
+            raise RunError(f"another training is at work in {run.path}: wait for its end, or train into a new run")
+        yield
 
 
 def training_faces(recipe: Recipe, train: Faces) -> Faces:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fer_utils.files import replacing, write_json, write_text
+from fer_utils.files import held_alone, replacing, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -95,3 +95,32 @@ def test_json_that_others_cannot_read_is_refused(tmp_path: Path, value: object) 
         write_json(path, value)
     assert json.loads(path.read_text()) == {"kept": True}
     assert names(tmp_path) == ["a.json"]
+
+
+def test_a_lock_holds_until_its_block_ends_however_it_does(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.lock"
+    with held_alone(path) as first:
+        assert first
+        with held_alone(path) as second, held_alone(path.with_name("b.lock")) as other:
+            assert not second
+            assert other
+        with held_alone(path) as third:
+            assert not third, "who was refused must not free what it does not hold"
+    with pytest.raises(KeyError), held_alone(path):
+        raise KeyError
+    with held_alone(path) as again:
+        assert again
+
+
+def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    program = "import pathlib, sys, time; from fer_utils.files import held_alone\n"
+    program += "with held_alone(pathlib.Path(sys.argv[1])) as mine: print(mine, flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        with held_alone(path) as mine:
+            assert not mine
+        other.kill()
+    with held_alone(path) as mine:
+        assert mine

@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -179,50 +178,6 @@ def test_a_table_with_other_columns_is_refused(tmp_path: Path) -> None:
     path.write_text("id,other\n1,2\n")
     with pytest.raises(SystemExit, match="other columns"):
         ledger.read_rows(path, COLUMNS)
-
-
-def test_a_claim_holds_until_its_block_ends(tmp_path: Path) -> None:
-    with ledger.claim(tmp_path, "a") as first:
-        assert first
-        with ledger.claim(tmp_path, "a") as second, ledger.claim(tmp_path, "b") as other:
-            assert not second
-            assert other
-        with ledger.claim(tmp_path, "a") as third:
-            assert not third, "who was refused must not free what it does not hold"
-    with ledger.claim(tmp_path, "a") as again:
-        assert again
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_claim_is_given_back_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), ledger.claim(tmp_path, "a"):
-        raise KeyError
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("owner", "free"),
-    [
-        ({"pid": "ended"}, True),
-        ({"started": "1"}, sys.platform == "linux"),  # another process has that number now
-        ({"host": "elsewhere", "pid": "ended"}, False),
-        ({}, False),
-    ],
-)
-def test_the_claim_of_a_dead_process_of_this_machine_is_taken_over(
-    tmp_path: Path, owner: dict[str, Any], free: bool
-) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    held = {"host": platform.node(), "pid": os.getpid(), "started": ledger._started(os.getpid())} | owner
-    held["pid"] = ended.pid if held["pid"] == "ended" else held["pid"]
-    lock = tmp_path / "a.0.lock"
-    lock.write_text(json.dumps(held))
-    with ledger.claim(tmp_path, "a") as mine:
-        assert mine is free
-        with ledger.claim(tmp_path, "a") as second:
-            assert not second
-    assert lock.exists() is not free
 
 
 @pytest.mark.parametrize(

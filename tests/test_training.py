@@ -332,6 +332,19 @@ def test_a_run_of_another_recipe_or_other_faces_is_not_continued(splits: Splits,
     assert run.file("last.ckpt").stat().st_mtime_ns == before
 
 
+def test_a_second_training_in_the_same_run_is_refused(splits: Splits, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run")
+    refused = []
+
+    def another(_: Any) -> None:
+        with pytest.raises(RunError, match="another training is at work"):
+            fit(tiny(epochs=1), splits, run, device="cpu", log=silent)
+        refused.append(True)
+
+    fit(tiny(epochs=1), splits, run, device="cpu", log=silent, on_epoch=another)
+    assert refused
+
+
 def test_a_loss_that_explodes_is_told_and_the_last_good_epoch_kept(splits: Splits, tmp_path: Path) -> None:
     recipe = tiny(optimizer="sgd", lr=1e30, schedule="constant", precision="float32", ema=0.0)
     run = Run.create(tmp_path / "run")
