@@ -264,7 +264,8 @@ def card(name: str, model: Boxed) -> str:
         f"| SHA-256 | `{model.sha256}` |",
         f"| network | {recipe['backbone']}, stem {recipe['stem']}, width {recipe['width']:g}, "
         f"{model.parameters:,} parameters |",
-        f"| input | grey {SIZE}×{SIZE} face, resized to {recipe['image_size']} px |",
+        f"| input | grey {SIZE}×{SIZE} face with an equalised histogram, as FER2013's have, resized to "
+        f"{recipe['image_size']} px |",
         f"| calibration temperature | {model.temperature:.4f}, fitted on validation faces |",
         f"| use | `Classifier.pretrained({name!r})`, `python -m fer_utils.inference PHOTO --model {name}` |",
         "",
@@ -321,7 +322,8 @@ def card(name: str, model: Boxed) -> str:
         "exact copies, and some labels are wrong.",
         "- Disgust is 1.5% of the faces; what is said of it rests on few.",
         "- How it does on people of different age, gender or skin was not tested: FER2013 does not tell them.",
-        "- Faces in photos are found by a frontal detector: faces in profile, turned or half hidden are often missed.",
+        "- Faces in photos are found by a frontal detector: faces in profile, turned or half hidden are often missed. "
+        "`Classifier` equalises them; whoever runs an export does so first (OpenCV's `equalizeHist`).",
         "- Not for decisions about people: hiring, policing, schooling, medicine, credit, or watching them unasked.",
         "",
     ]

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fer_utils.faces import SIZE
 from fer_utils.sources.images import to_face
 
 Grey = npt.NDArray[np.uint8]
@@ -105,8 +106,31 @@ def _square(x: float, y: float, side: float, width: int, height: int) -> Box:
 
 
 def cut_out(grey: Grey, box: Box) -> Grey:
-    """Return the face in ``box`` of a picture uint8 (H, W) as the network wants it: uint8 (48, 48)."""
-    return to_face(Image.fromarray(np.ascontiguousarray(grey[box.top : box.bottom, box.left : box.right])))
+    """Return the face in ``box`` of a picture uint8 (H, W) as the network wants it: uint8 (48, 48), equalised."""
+    return equalised(to_face(Image.fromarray(np.ascontiguousarray(grey[box.top : box.bottom, box.left : box.right]))))
+
+
+def as_face(image: Image.Image) -> Grey:
+    """Return a picture of one face as the network wants it: uint8 (48, 48), equalised unless it has that size already.
+
+    A picture of 48×48 pixels is taken for one of FER2013's and left as it is.
+
+    Raises:
+        ImageError: the pixels are 32-bit numbers, of which nothing tells where black and white are.
+    """
+    face = to_face(image)
+    return face if image.size == (SIZE, SIZE) else equalised(face)
+
+
+def equalised(face: Grey) -> Grey:
+    """Return a face uint8 (48, 48) with every grey about equally often, as in FER2013's faces.
+
+    OpenCV's ``equalizeHist`` hardly changes those, and a network that saw no others takes a photo's light for
+    expression. ``benchmarks/light.py`` measures what it gives.
+    """
+    import cv2
+
+    return np.asarray(cv2.equalizeHist(face), np.uint8)
 
 
 @functools.cache

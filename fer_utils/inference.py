@@ -22,11 +22,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fer_utils.detection import Box, DetectorMissing, cut_out, find_faces, is_face, to_grey
+from fer_utils.detection import Box, DetectorMissing, as_face, cut_out, find_faces, is_face, to_grey
 from fer_utils.emotions import EMOTIONS, FROM_CHALLENGE
 from fer_utils.faces import SIZE
 from fer_utils.pictures import Input, InputError, pictures
-from fer_utils.sources.images import to_face
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -281,7 +280,7 @@ def located(images: Input, *, detect: Detect = "auto") -> Iterator[Located]:
             continue
         image = item.picture
         if detect is False or (detect == "auto" and is_face(image)):
-            yield Located(item.source, image.size, (Box(0, 0, *image.size),), (to_face(image),))
+            yield Located(item.source, image.size, (Box(0, 0, *image.size),), (as_face(image),))
             continue
         grey = to_grey(image)
         boxes = tuple(find_faces(grey))

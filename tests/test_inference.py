@@ -16,7 +16,7 @@ import skimage.data
 import torch
 from PIL import Image
 
-from fer_utils import box, checkpoint, detection, inference, models, pictures
+from fer_utils import box, checkpoint, detection, inference, models, pictures, sources
 from fer_utils.emotions import EMOTIONS
 from fer_utils.faces import Splits
 from fer_utils.files import ROOT
@@ -373,6 +373,31 @@ def test_several_faces_the_largest_first(classifier: Classifier) -> None:
     assert [face.box.left > 250 for face in answer.faces] == [True, False]
     assert (answer.label, answer.probabilities) == (answer.faces[0].label, answer.faces[0].probabilities)
     assert "2 faces" in answer.message
+
+
+def test_the_light_of_a_photo_hardly_matters() -> None:
+    grey = detection.to_grey(Image.fromarray(ASTRONAUT))
+    box, *_ = detection.find_faces(grey)
+    dim = np.rint(grey * 0.6 + 50).astype(np.uint8)
+    crops = [detection.cut_out(picture, box).astype(np.float64) for picture in (grey, dim)]
+    # As in FER2013's faces, every grey is about equally often: mean and spread are those of 0 to 255.
+    for crop in crops:
+        assert crop.mean() == pytest.approx(127.5, abs=6)
+        assert crop.std() == pytest.approx(255 / 12**0.5, abs=4)
+    assert np.abs(crops[0] - crops[1]).mean() < 3
+
+
+def test_a_face_of_48_pixels_is_left_as_it_is_and_another_equalised(face: np.ndarray) -> None:
+    assert np.array_equal(crop_of(face), face)
+    assert np.array_equal(crop_of(np.stack([face] * 3, axis=-1)), face)
+    larger = crop_of(np.kron(face // 2, np.ones((2, 2), np.uint8)))
+    assert (larger.min(), larger.max()) == (0, 255)
+
+
+@pytest.mark.real
+def test_the_real_faces_have_flat_histograms(real_data: Path) -> None:
+    faces = sources.load(real_data).test.images[:500]
+    assert np.mean([np.abs(detection.equalised(face).astype(float) - face).mean() for face in faces]) < 4
 
 
 def test_no_face_is_said_and_not_guessed(classifier: Classifier) -> None:
