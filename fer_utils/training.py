@@ -227,8 +227,7 @@ def make_state(recipe: Recipe, device: torch.device, precision: Precision) -> St
     """Build the network, its optimiser and its average, all a function of the recipe alone."""
     torch.manual_seed(recipe.seed)
     model = models.build(recipe).to(device=device, dtype=torch.float64 if precision == "float64" else torch.float32)
-    if device.type != "mps":
-        model = model.to(memory_format=torch.channels_last)
+    model = _channels_last(model, device)
     groups = models.parameter_groups(model, recipe)
     fused = device.type in ("cpu", "cuda") and precision != "float64"
     optimizer: torch.optim.Optimizer
@@ -251,6 +250,10 @@ def make_state(recipe: Recipe, device: torch.device, precision: Precision) -> St
     state = State(recipe, model, optimizer, [float(group["lr"]) for group in optimizer.param_groups], averaged, scaler)
     state.sums = torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     return state
+
+
+def _channels_last(model: nn.Module, device: torch.device) -> nn.Module:
+    return model if device.type == "mps" else model.to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
@@ -583,7 +586,9 @@ def load_teacher(recipe: Recipe, preprocessing: Preprocessing, device: torch.dev
             "set image_size, channels and normalize to the teacher's, or name another"
         )
     with run.file("best.ckpt").open("rb") as file:
-        return loaded.model.requires_grad_(False), hashlib.file_digest(file, "sha256").hexdigest()
+        return _channels_last(loaded.model.requires_grad_(False), device), hashlib.file_digest(
+            file, "sha256"
+        ).hexdigest()
 
 
 def _check_faces(splits: Splits) -> None:
