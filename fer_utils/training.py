@@ -494,6 +494,23 @@ def fit(
         RunError: the run holds another recipe's or other data's training, or another process trains in it.
     """
     ranks = Ranks.current()
+    with _alone(run, ranks):
+        _fit(recipe, splits, run, ranks, device, precision, resume, on_epoch, log, stop_after)
+    return run
+
+
+def _fit(
+    recipe: Recipe,
+    splits: Splits,
+    run: Run,
+    ranks: Ranks,
+    device: str | None,
+    precision: str | None,
+    resume: bool | Literal["auto"],
+    on_epoch: Callable[[Row], None] | None,
+    log: Callable[[str], None],
+    stop_after: int | None,
+) -> None:
     where = choose_device(device)
     if where.type == "cuda" and ranks.world > 1:
         where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -506,46 +523,32 @@ def fit(
     state = make_state(recipe, where, arithmetic)
     if recipe.teacher is not None:
         state.teacher, state.teacher_sha256 = load_teacher(recipe, preprocessing, where)
-    with _alone(run, ranks):
-        resumed = _open_run(state, splits, run, resume, where, arithmetic, ranks)
-        bounds = batch_bounds(len(train), recipe.batch_size, ranks.world)
-        images = torch.from_numpy(train.images).to(where)
-        targets = torch.from_numpy(train.targets).to(where)
-        weights = torch.tensor(class_weights(recipe, train.targets), device=where, dtype=torch.float32)
-        forward = _forward(state, ranks, where)
+    resumed = _open_run(state, splits, run, resume, where, arithmetic, ranks)
+    bounds = batch_bounds(len(train), recipe.batch_size, ranks.world)
+    images = torch.from_numpy(train.images).to(where)
+    targets = torch.from_numpy(train.targets).to(where)
+    weights = torch.tensor(class_weights(recipe, train.targets), device=where, dtype=torch.float32)
+    forward = _forward(state, ranks, where)
+    if ranks.rank == 0:
+        how = f"resumed after epoch {state.epoch}" if resumed else f"{len(train):,} training faces"
+        processes = f", {ranks.world} processes" if ranks.world > 1 else ""
+        steps = f"{recipe.epochs} epochs, {len(bounds)} steps each"
+        log(f"{recipe.name}: {how}, {steps}, {where}, {arithmetic}{processes}")
+    while state.epoch < recipe.epochs and not _stopped_early(state):
+        if stop_after is not None and state.epoch >= stop_after:
+            break
+        row = _epoch(
+            state, forward, splits, run, images, targets, weights, preprocessing, bounds, where, arithmetic, ranks, log
+        )
         if ranks.rank == 0:
-            how = f"resumed after epoch {state.epoch}" if resumed else f"{len(train):,} training faces"
-            processes = f", {ranks.world} processes" if ranks.world > 1 else ""
-            steps = f"{recipe.epochs} epochs, {len(bounds)} steps each"
-            log(f"{recipe.name}: {how}, {steps}, {where}, {arithmetic}{processes}")
-        while state.epoch < recipe.epochs and not _stopped_early(state):
-            if stop_after is not None and state.epoch >= stop_after:
-                break
-            row = _epoch(
-                state,
-                forward,
-                splits,
-                run,
-                images,
-                targets,
-                weights,
-                preprocessing,
-                bounds,
-                where,
-                arithmetic,
-                ranks,
-                log,
-            )
-            if ranks.rank == 0:
-                if on_epoch is not None:
-                    on_epoch(row)
-                log(describe_epoch(row, recipe.epochs))
-        if ranks.rank == 0 and _stopped_early(state):
-            log(
-                f"stopped early: no better validation accuracy for {recipe.early_stopping} epochs "
-                f"(best: epoch {state.best_epoch})"
-            )
-    return run
+            if on_epoch is not None:
+                on_epoch(row)
+            log(describe_epoch(row, recipe.epochs))
+    if ranks.rank == 0 and _stopped_early(state):
+        log(
+            f"stopped early: no better validation accuracy for {recipe.early_stopping} epochs "
+            f"(best: epoch {state.best_epoch})"
+        )
 
 
 @contextlib.contextmanager
