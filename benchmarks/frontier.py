@@ -83,22 +83,28 @@ def networks() -> dict[str, dict[str, Any]]:
 def ablations(base: Recipe) -> dict[str, dict[str, Any]]:
     """Return the fields that each change to ``base`` sets, by its name; what changes nothing is left out."""
     augment = base.augment.model_dump(mode="json")
-    stronger = {"rotation": 20, "translate": 0.12, "scale": [0.8, 1.2], "brightness": 0.3, "contrast": 0.3}
-    sgd = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+    milder = {"rotation": 10, "translate": 0.08, "scale": [0.9, 1.1], "brightness": 0.15, "contrast": 0.15}
+    stronger = {"rotation": 20, "translate": 0.15, "scale": [0.75, 1.25], "brightness": 0.4, "contrast": 0.4}
     changes: dict[str, dict[str, Any]] = {
         "no EMA": {"ema": 0.0},
         "mixup 0.2": {"mixup": 0.2},
         "CutMix 1": {"cutmix": 1.0},
         "no label smoothing": {"label_smoothing": 0.0},
+        "no erasing": {"augment": augment | {"erasing": augment["erasing"] | {"p": 0.0}}},
         "erasing 0.25": {"augment": augment | {"erasing": augment["erasing"] | {"p": 0.25}}},
+        "no augmentation": {"augment": {}},
+        "milder augmentation": {"augment": augment | milder},
         "stronger augmentation": {"augment": augment | stronger},
         "one size": {"progressive": "none"},
         "progressive 32": {"progressive": 32},
         "cosine": {"schedule": "cosine"},
         "constant rate": {"schedule": "constant"},
-        "SGD": sgd,
+        "AdamW": {"optimizer": "adamw", "lr": 3e-3, "weight_decay": 0.05},
+        "SGD": {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
+        "no clipping": {"clip_norm": "none"},
         "weight decay 0": {"weight_decay": 0.0},
-        "weight decay 0.01": {"weight_decay": 0.01},
+        "a third of the weight decay": {"weight_decay": base.weight_decay / 3},
+        "three times the weight decay": {"weight_decay": base.weight_decay * 3},
         "no dropout": {"dropout": 0.0},
         "exact copies once": {"dedupe": "exact"},
         "balanced loss": {"balance": "loss"},

@@ -50,7 +50,8 @@ def test_the_frontier_begins_with_the_cheapest_network() -> None:
 
 
 def test_each_ablation_changes_what_it_says_and_nothing_else() -> None:
-    base = recipe.load("fast", {"progressive": 32})
+    stock = {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.05, "clip_norm": 1, "progressive": 32}
+    base = recipe.load("fast", stock)
     found = {name: frontier._changed(base, change) for name, change in frontier.ablations(base).items()}
     told = {name: frontier.difference(changed, base) for name, changed in found.items()}
     assert told.pop("base") == ""
@@ -58,6 +59,9 @@ def test_each_ablation_changes_what_it_says_and_nothing_else() -> None:
     assert told["erasing 0.25"] == "augment.erasing.p=0.25"
     assert told["one size"] == "progressive=null"
     assert told["SGD"] == "optimizer=sgd lr=0.1 weight_decay=0.0005"
+    assert told["AdamW"] == "lr=0.003"
+    assert told["no clipping"] == "clip_norm=null"
+    assert found["three times the weight decay"].weight_decay == pytest.approx(3 * base.weight_decay)
     assert told["stronger augmentation"].count("=") == 5
     assert found["stronger augmentation"].augment.flip == base.augment.flip
     assert all(told.values())
