@@ -220,7 +220,7 @@ class Recipe(_Strict):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     teacher: str | None = None
     """Directory of a run whose best network answers for part of each target: distillation (Hinton et al. 2015,
-    arXiv:1503.02531)."""
+    arXiv:1503.02531). Several with commas between answer as one, by the mean of their probabilities."""
     teacher_share: float = Field(0.9, gt=0, le=1)
     """Share of the teacher's answer in a target."""
     balance: Literal["none", "loss", "sampling"] = "none"
@@ -262,6 +262,8 @@ class Recipe(_Strict):
                 problems.append(f"weights imagenet fits width 1 only, not width {self.width}")
             if self.zero_init_residual:
                 problems.append("zero_init_residual would be overwritten by weights imagenet")
+        if self.teacher is not None and not self.teachers:
+            problems.append("teacher names no run; none is no teacher")
         if self.teacher is not None and (self.mixup or self.cutmix):
             problems.append("a teacher answers for faces as they are: no mixup and no cutmix")
         if any(factor < 0 for factor in self.layer_lr.values()):
@@ -273,6 +275,11 @@ class Recipe(_Strict):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The runs that ``teacher`` names."""
+        return tuple(name.strip() for name in (self.teacher or "").split(",") if name.strip())
 
     def dump(self) -> str:
         """Return the recipe as YAML, every field, in the order of this class."""

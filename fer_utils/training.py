@@ -175,9 +175,9 @@ class State:
     """Finished steps of the epoch under way."""
     updates: int = 0
     teacher: nn.Module | None = None
-    """A trained network whose answers are part of the targets; not trained, and not kept in a checkpoint."""
+    """Gives the probabilities (B, 7) that are part of the targets; not trained, and not kept in a checkpoint."""
     teacher_sha256: str | None = None
-    """Of the teacher's file, so that a resume cannot go on with another."""
+    """Of the teachers' files, with commas between, so that a resume cannot go on with another."""
     sums: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
     """Running loss, weight and correct faces of the epoch under way."""
     plateau: dict[str, float] = field(default_factory=lambda: {"factor": 1.0, "best": math.inf, "waited": 0.0})
@@ -377,7 +377,7 @@ def taught_targets(
     if state.teacher is None:
         return None
     with torch.no_grad(), autocast(device, precision):
-        answers = functional.softmax(state.teacher(inputs.float()).float(), dim=1)
+        answers = state.teacher(inputs.float())
     # A teacher's answer is as soft as it should be: label smoothing is the label's alone.
     smoothing = state.recipe.label_smoothing
     labels = functional.one_hot(batch.targets, NUM_EMOTIONS).float() * (1 - smoothing) + smoothing / NUM_EMOTIONS
@@ -521,7 +521,7 @@ def _fit(
     train = training_faces(recipe, splits.train)
     preprocessing = Preprocessing.of(recipe, train)
     state = make_state(recipe, where, arithmetic)
-    if recipe.teacher is not None:
+    if recipe.teachers:
         state.teacher, state.teacher_sha256 = load_teacher(recipe, preprocessing, where)
     resumed = _open_run(state, splits, run, resume, where, arithmetic, ranks)
     bounds = batch_bounds(len(train), recipe.batch_size, ranks.world)
@@ -572,26 +572,40 @@ def training_faces(recipe: Recipe, train: Faces) -> Faces:
     return drawn
 
 
-def load_teacher(recipe: Recipe, preprocessing: Preprocessing, device: torch.device) -> tuple[nn.Module, str]:
-    """Return the best network of the run that ``recipe.teacher`` names, and the SHA-256 of its file.
+class Teacher(nn.Module):
+    """Trained networks that answer as one: the mean of their probabilities, (B, 7), for inputs (B, C, H, W)."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the mean of the networks' softmax."""
+        return torch.stack([functional.softmax(network(inputs).float(), dim=1) for network in self.networks]).mean(0)
+
+
+def load_teacher(recipe: Recipe, preprocessing: Preprocessing, device: torch.device) -> tuple[Teacher, str]:
+    """Return the best networks of the runs that ``recipe.teacher`` names, and the SHA-256 of their files.
 
     Raises:
         RunError: there is no such run.
         CheckpointError: it has no network that can be read.
         TrainingError: it wants its faces prepared in another way than the network that is to be trained.
     """
-    assert recipe.teacher is not None
-    run = Run.open(recipe.teacher)
-    loaded = checkpoint.load_model(run, "best", device)
-    if loaded.preprocessing != preprocessing:
-        raise TrainingError(
-            f"teacher {recipe.teacher} takes {loaded.preprocessing}, this recipe gives {preprocessing}: "
-            "set image_size, channels and normalize to the teacher's, or name another"
-        )
-    with run.file("best.ckpt").open("rb") as file:
-        return _channels_last(loaded.model.requires_grad_(False), device), hashlib.file_digest(
-            file, "sha256"
-        ).hexdigest()
+    networks: list[nn.Module] = []
+    digests: list[str] = []
+    for name in recipe.teachers:
+        run = Run.open(name)
+        loaded = checkpoint.load_model(run, "best", device)
+        if loaded.preprocessing != preprocessing:
+            raise TrainingError(
+                f"teacher {name} takes {loaded.preprocessing}, this recipe gives {preprocessing}: "
+                "set image_size, channels and normalize to the teacher's, or name another"
+            )
+        networks.append(_channels_last(loaded.model.requires_grad_(False), device))
+        with run.file("best.ckpt").open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return Teacher(networks), ",".join(digests)
 
 
 def _check_faces(splits: Splits) -> None:
@@ -633,7 +647,7 @@ def _open_run(
         saved = checkpoint.load(run.file("last.ckpt"))
         if saved.get("teacher_sha256") != state.teacher_sha256:
             raise RunError(
-                f"the teacher {recipe.teacher} is another network than when {run.path} was begun: give that one "
+                f"teacher {recipe.teacher} is another network than when {run.path} was begun: give that one "
                 "back, or train into a new run"
             )
         state.restore(saved)

@@ -151,6 +151,8 @@ WRONG = {
     "width of no ImageNet": ("epochs: 1\nweights: imagenet\nwidth: 0.5\n", 3, ["width 1 only", "line 2"]),
     "custom_cnn of no ImageNet": ("epochs: 1\nweights: imagenet\nbackbone: custom_cnn\n", 3, ["weights imagenet"]),
     "zeros overwritten": ("epochs: 1\nweights: imagenet\nzero_init_residual: true\n", 3, ["overwritten"]),
+    "teacher of mixed faces": ("epochs: 1\nmixup: 0.2\nteacher: a\n", 2, ["no mixup"]),
+    "teacher of no name": ("epochs: 1\nteacher: ' , '\n", 2, ["names no run"]),
     "negative layer rate": ("epochs: 1\nlayer_lr: {fc: -1}\n", 2, ["layer_lr"]),
     "layer of nothing": ("epochs: 1\nhead: [10, 0]\n", 2, ["head"]),
     "key given twice": ("epochs: 1\nlr: 0.1\nlr: 0.2\n", 3, ["lr is given twice"]),

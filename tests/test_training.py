@@ -267,6 +267,14 @@ def test_a_student_is_taught_by_its_teachers_answers(splits: Splits, tmp_path: P
     expected = -(taught * np.log(answers(run))).sum(1).mean()
     assert run.history()["train_loss"].iloc[0] == pytest.approx(expected, rel=1e-4)
 
+    # Two teachers answer as one, by the mean of their probabilities.
+    second = fit(tiny(seed=6, epochs=1, width=0.25), splits, Run.create(tmp_path / "second"), device="cpu", log=silent)
+    recipe = recipe.model_copy(update={"teacher": f"{teacher.path}, {second.path}"})
+    run = fit(recipe, splits, Run.create(tmp_path / "of two"), device="cpu", log=silent)
+    taught = 0.25 * labels + 0.75 * (answers(teacher) + answers(second)) / 2
+    expected = -(taught * np.log(answers(run))).sum(1).mean()
+    assert run.history()["train_loss"].iloc[0] == pytest.approx(expected, rel=1e-4)
+
 
 def test_a_teacher_that_changed_or_does_not_fit_is_refused(splits: Splits, tmp_path: Path) -> None:
     teacher = fit(tiny(epochs=1), splits, Run.create(tmp_path / "teacher"), device="cpu", log=silent)
@@ -275,7 +283,9 @@ def test_a_teacher_that_changed_or_does_not_fit_is_refused(splits: Splits, tmp_p
     with pytest.raises(TrainingError, match="image_size"):
         fit(tiny(image_size=40, teacher=str(teacher.path)), splits, Run.create(tmp_path / "other"), log=silent)
     with pytest.raises(RunError, match="nowhere"):
-        fit(tiny(teacher=str(tmp_path / "nowhere")), splits, Run.create(tmp_path / "another"), log=silent)
+        fit(
+            tiny(teacher=f"{teacher.path},{tmp_path / 'nowhere'}"), splits, Run.create(tmp_path / "another"), log=silent
+        )
     other = fit(tiny(epochs=1, seed=1), splits, Run.create(tmp_path / "second"), device="cpu", log=silent)
     teacher.file("best.ckpt").write_bytes(other.file("best.ckpt").read_bytes())
     with pytest.raises(RunError, match="another network"):
