@@ -101,6 +101,8 @@ def ablations(base: Recipe) -> dict[str, dict[str, Any]]:
         "constant rate": {"schedule": "constant"},
         "AdamW": {"optimizer": "adamw", "lr": 3e-3, "weight_decay": 0.05},
         "SGD": {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
+        "SAM 0.05": {"sam": 0.05},
+        "SAM 0.15": {"sam": 0.15},
         "no clipping": {"clip_norm": "none"},
         "weight decay 0": {"weight_decay": 0.0},
         "a third of the weight decay": {"weight_decay": base.weight_decay / 3},

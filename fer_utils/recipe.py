@@ -217,6 +217,9 @@ class Recipe(_Strict):
     """Epochs without a lower validation loss before ``plateau`` multiplies the rate by its factor."""
     clip_norm: float | None = Field(None, gt=0)
     clip_value: float | None = Field(None, gt=0)
+    sam: float = Field(0.0, ge=0)
+    """Sharpness-aware minimisation: how far uphill a step's gradient is taken, 0 is off. A step costs two
+    (Foret et al. 2021, arXiv:2010.01412)."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     teacher: str | None = None
     """Directory of a run whose best network answers for part of each target: distillation (Hinton et al. 2015,

@@ -384,6 +384,25 @@ def taught_targets(
     return torch.lerp(labels, answers, state.recipe.teacher_share)
 
 
+@contextlib.contextmanager
+def uphill(model: nn.Module, radius: float) -> Iterator[None]:
+    """Move the weights by ``radius`` along their gradient, and afterwards back; batch norm's statistics too.
+
+    A step along the gradient found there is one of sharpness-aware minimisation (Foret et al. 2021, arXiv:2010.01412).
+    """
+    moved = [(parameter, parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
+    kept = [*(parameter for parameter, _ in moved), *model.buffers()]
+    held = [tensor.detach().clone() for tensor in kept]
+    with torch.no_grad():
+        norm = nn.utils.get_total_norm([gradient for _, gradient in moved])
+        for parameter, gradient in moved:
+            parameter.add_(gradient * (radius / (norm + 1e-12)))
+    yield
+    with torch.no_grad():
+        for tensor, before in zip(kept, held, strict=True):
+            tensor.copy_(before)
+
+
 def train_step(
     state: State,
     forward: nn.Module | Callable[[Tensor], Tensor],
@@ -394,19 +413,28 @@ def train_step(
     precision: Precision,
     ranks: Ranks,
 ) -> None:
-    """Do one forward, backward and optimiser step, and add to the epoch's running sums. No host synchronisation."""
+    """Do one optimiser step, and add to the epoch's running sums. No host synchronisation."""
     recipe = state.recipe
     for group, base in zip(state.optimizer.param_groups, state.base_lrs, strict=True):
         group["lr"] = base * lr_factor
     inputs = batch.inputs.to(next(state.model.parameters()).dtype).contiguous(memory_format=torch.channels_last)
-    with autocast(device, precision):
-        logits = forward(inputs)
-    logits = logits if precision == "float64" else logits.float()
     taught = taught_targets(state, batch, inputs, device, precision)
-    total = loss_sum(logits, batch, weights, recipe.label_smoothing, taught)
-    # DDP averages gradients over ranks; times world, the sum over all faces is divided by the global weight.
-    scaled: Tensor = state.scaler.scale(total / batch.total_weight * ranks.world)
-    torch.autograd.backward(scaled)
+
+    def backward() -> tuple[Tensor, Tensor]:
+        with autocast(device, precision):
+            logits = forward(inputs)
+        logits = logits if precision == "float64" else logits.float()
+        total = loss_sum(logits, batch, weights, recipe.label_smoothing, taught)
+        # DDP averages gradients over ranks; times world, the sum over all faces is divided by the global weight.
+        scaled: Tensor = state.scaler.scale(total / batch.total_weight * ranks.world)
+        torch.autograd.backward(scaled)
+        return logits, total
+
+    logits, total = backward()
+    if recipe.sam:
+        with uphill(state.model, recipe.sam):
+            state.optimizer.zero_grad(set_to_none=True)
+            backward()
     if recipe.clip_norm or recipe.clip_value:
         state.scaler.unscale_(state.optimizer)
         parameters = [p for group in state.optimizer.param_groups for p in group["params"]]

@@ -17,6 +17,7 @@ import torch
 from fer_utils import checkpoint, models, training
 from fer_utils import recipe as recipes
 from fer_utils.faces import Faces, Splits
+from fer_utils.preprocessing import Preprocessing
 from fer_utils.recipe import Recipe
 from fer_utils.runs import Run, RunError
 from fer_utils.sources import synthetic
@@ -66,6 +67,7 @@ def assert_same_bytes(first: Run, second: Run) -> None:
             "plateau_patience": 0,
             "lr": 0.5,
             "balance": "sampling",
+            "sam": 0.1,
         },
         {"teacher": "TEACHER", "teacher_share": 0.5},
         {"precision": "bfloat16", "optimizer": "adam", "schedule": "cosine", "cutmix": 1.0, "clip_norm": 1.0},
@@ -243,6 +245,42 @@ def test_class_weights_are_inverse_frequencies() -> None:
     assert training.class_weights(tiny(), targets).tolist() == [1.0] * 7
 
 
+def test_sam_steps_along_the_gradient_uphill(splits: Splits, tmp_path: Path) -> None:
+    # One step of plain SGD over all faces, in float64: from the weights before and after follows its gradient.
+    plain = {"optimizer": "sgd", "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "schedule": "constant"}
+    plain |= {"lr": 0.1, "ema": 0.0, "dropout": 0.0, "augment": {}, "label_smoothing": 0.0, "precision": "float64"}
+    plain |= {"batch_size": 1000, "epochs": 1}
+    model = models.build(tiny(**plain)).double()
+    names = [name for name, _ in model.named_parameters()]
+
+    def stepped(sam: float) -> dict[str, torch.Tensor]:
+        run = fit(tiny(**plain, sam=sam), splits, Run.create(tmp_path / f"sam {sam}"), device="cpu", log=silent)
+        return weights_of(run)
+
+    def gradient(at: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        model.load_state_dict(at)
+        model.train()
+        inputs = preprocessing(torch.from_numpy(splits.train.images)).double()
+        loss = torch.nn.functional.cross_entropy(model(inputs), torch.from_numpy(splits.train.targets))
+        return dict(zip(names, torch.autograd.grad(loss, list(model.parameters())), strict=True))
+
+    preprocessing = Preprocessing.of(tiny(**plain), splits.train)
+    without, with_sam = stepped(0.0), stepped(0.3)
+    state = training.make_state(tiny(**plain), torch.device("cpu"), "float64")
+    start = {name: value.clone() for name, value in state.model.state_dict().items()}
+    here = gradient(start)
+    for name in names:
+        torch.testing.assert_close(without[name], start[name] - 0.1 * here[name], rtol=1e-6, atol=1e-9)
+    norm = torch.sqrt(sum((value**2).sum() for value in here.values()))
+    up = {name: value + 0.3 * here[name] / norm if name in here else value for name, value in start.items()}
+    there = gradient(up)
+    for name in names:
+        torch.testing.assert_close(with_sam[name], start[name] - 0.1 * there[name], rtol=1e-6, atol=1e-9)
+    # Batch norm has seen the faces once, at the weights themselves.
+    for name in set(start) - set(names):
+        torch.testing.assert_close(with_sam[name], without[name], rtol=1e-9, atol=1e-12)
+
+
 def test_a_student_is_taught_by_its_teachers_answers(splits: Splits, tmp_path: Path) -> None:
     from fer_utils.prediction import predict
 
@@ -384,6 +422,7 @@ EXACT: dict[str, Any] = {
     "batch_size": 51,
     "epochs": 2,
     "mixup": 0.3,
+    "sam": 0.2,
 }
 
 
