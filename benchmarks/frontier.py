@@ -375,6 +375,18 @@ def ablation_table(found: pd.DataFrame) -> tuple[list[str], list[list[object]]]:
     ]
 
 
+def sweep_told_once(
+    header: Sequence[str], rows: Sequence[Sequence[object]]
+) -> tuple[Sequence[str], Sequence[Sequence[object]]]:
+    """Print what all trainings of a table have in common, if they do, and return it without the column that says so."""
+    at = header.index("sweep")
+    sweeps = {str(row[at]) for row in rows}
+    if len(sweeps) != 1:
+        return header, rows
+    print(f"Each is `fast` with {sweeps.pop() or 'nothing changed'}.\n")
+    return [*header[:at], *header[at + 1 :]], [[*row[:at], *row[at + 1 :]] for row in rows]
+
+
 def show(header: Sequence[str], rows: Sequence[Sequence[object]], *, markdown: bool) -> None:
     """Print a table, as text or as Markdown."""
     if not markdown:
@@ -398,14 +410,14 @@ def report(sweep: str, rows: pd.DataFrame, picture: Path | None, *, markdown: bo
     print()
     if sweep == "frontier":
         found = over_seeds(rows)
-        show(*frontier_table(found), markdown=markdown)
+        show(*sweep_told_once(*frontier_table(found)), markdown=markdown)
         figure = frontier_figure(found)
     else:
         found = differences(rows)
         if not len(found):
             print("the base is not measured yet: nothing to compare with")
             return
-        show(*ablation_table(found), markdown=markdown)
+        show(*sweep_told_once(*ablation_table(found)), markdown=markdown)
         figure = ablation_figure(found, rows)
     if picture is not None:
         with replacing(picture) as aside:

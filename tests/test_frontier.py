@@ -199,6 +199,15 @@ def test_without_arguments_it_is_the_small_sweep() -> None:
     assert (whole.only, whole.epochs, whole.train_faces) == ([], frontier.EPOCHS, None)
 
 
+def test_what_all_trainings_have_in_common_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    told = frontier.sweep_told_once(["name", "sweep", "n"], [["x", "epochs=6", 1], ["y", "epochs=6", 2]])
+    assert told == (["name", "n"], [["x", 1], ["y", 2]])
+    assert "epochs=6" in capsys.readouterr().out
+    rows = [["x", "epochs=6", 1], ["y", "epochs=7", 2]]
+    assert frontier.sweep_told_once(["name", "sweep", "n"], rows) == (["name", "sweep", "n"], rows)
+    assert capsys.readouterr().out == ""
+
+
 def test_markdown_is_a_table_with_numbers_right(capsys: pytest.CaptureFixture[str]) -> None:
     frontier.show(["a", "b"], [["x", 1.0], ["y", 22.0]], markdown=True)
     assert capsys.readouterr().out.splitlines() == ["| a | b |", "|---|---:|", "| x | 1 |", "| y | 22 |"]
