@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -129,7 +130,9 @@ def ablation_figure(found: pd.DataFrame, rows: pd.DataFrame) -> Figure:
     chosen = found[found["base"] == base].iloc[::-1]
     stock = rows[(rows["base"] == base) & (rows["name"] == "base")]
     told = f"{100 * stock['val_accuracy'].mean():.1f}%"
-    figure = style.figure(f"One change to fast, {base or 'as it is'}{_note(rows)}", 1.4 + 0.3 * len(chosen))
+    # What the whole sweep was trained with may be long: it stands below, in as many lines as it takes.
+    common = textwrap.wrap(f"fast with {base}" if base else "fast as it is", 66)
+    figure = style.figure(f"One change to fast at a time{_note(rows)}", 1.4 + 0.3 * len(chosen) + 0.2 * len(common))
     axes = figure.add_subplot()
     style.grid_lines(axes, "x")
     places = np.arange(len(chosen))
@@ -152,5 +155,6 @@ def ablation_figure(found: pd.DataFrame, rows: pd.DataFrame) -> Figure:
     axes.margins(0.1, 0.02)
     seeds = int(chosen["seeds"].max())
     spread_told = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    axes.set_xlabel(f"points of validation accuracy against the base's {told}, {spread_told}")
+    label = f"points of validation accuracy against the base's {told}, {spread_told}"
+    axes.set_xlabel("\n".join([label, *common]))
     return figure

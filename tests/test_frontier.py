@@ -241,6 +241,19 @@ def test_a_bar_of_the_ablation_is_as_long_as_its_difference() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["mixup", "flip views"]
 
 
+def test_a_long_list_of_settings_stays_inside_the_picture() -> None:
+    base = " ".join(f"wwww={i}" for i in range(60))
+    rows = pd.DataFrame([row("base", base=base), row("mixup", base=base, val_accuracy=0.5)])
+    figure = frontier_figures.ablation_figure(frontier.differences(rows), rows)
+    figure.draw_without_rendering()
+    inside = figure.bbox
+    for text in (figure._suptitle, figure.axes[0].xaxis.label, figure.axes[0].title):
+        box = text.get_window_extent() if text is not None else inside
+        assert inside.x0 <= box.x0
+        assert box.x1 <= inside.x1
+        assert inside.y0 <= box.y0
+
+
 def test_an_interrupted_training_goes_on_and_a_measured_one_is_left_alone(
     tmp_path: Path, synthetic_splits: Splits
 ) -> None:
