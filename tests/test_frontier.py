@@ -247,8 +247,8 @@ def test_a_long_list_of_settings_stays_inside_the_picture() -> None:
     figure = frontier_figures.ablation_figure(frontier.differences(rows), rows)
     figure.draw_without_rendering()
     inside = figure.bbox
-    for text in (figure._suptitle, figure.axes[0].xaxis.label, figure.axes[0].title):
-        box = text.get_window_extent() if text is not None else inside
+    for text in (*figure.texts, figure.axes[0].xaxis.label, figure.axes[0].title):
+        box = text.get_window_extent()
         assert inside.x0 <= box.x0
         assert box.x1 <= inside.x1
         assert inside.y0 <= box.y0
