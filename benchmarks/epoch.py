@@ -35,7 +35,7 @@ def training_step(settings: recipe.Recipe, state: training.State, faces: Faces) 
 
     def step() -> None:
         inputs = preprocessing.normalize(augment(images, draws, settings.image_size))
-        batch = training.Batch(inputs, targets, None, None, total)
+        batch = training.Batch(inputs, torch.arange(len(faces)), targets, None, None, total)
         training.train_step(state, state.model, batch, weights, 1.0, CPU, precision, training.Ranks())
 
     return step

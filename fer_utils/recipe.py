@@ -226,6 +226,9 @@ class Recipe(_Strict):
     arXiv:1503.02531). Several with commas between answer as one, by the mean of their probabilities."""
     teacher_share: float = Field(0.9, gt=0, le=1)
     """Share of the teacher's answer in a target."""
+    teacher_views: Literal["same", "one", "flip", "ten_crop"] = "same"
+    """What the teacher sees: ``same`` is what the network sees in each step; with the others it is asked once before
+    training, for the faces as they are, and answers by the mean over one view, two or ten. That costs no step."""
     balance: Literal["none", "loss", "sampling"] = "none"
     """Weigh the loss by inverse class frequency, or draw every emotion equally often."""
     ema: float = Field(0.0, ge=0, lt=1)

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -40,7 +40,7 @@ from fer_utils.devices import Precision, autocast, choose_device, choose_precisi
 from fer_utils.emotions import NUM_EMOTIONS
 from fer_utils.faces import Faces, Splits, cut
 from fer_utils.files import held_alone
-from fer_utils.prediction import predict
+from fer_utils.prediction import TTA, predict
 from fer_utils.preprocessing import Preprocessing
 from fer_utils.recipe import Recipe, RecipeError
 from fer_utils.runs import Run, RunError
@@ -70,6 +70,9 @@ SAVE_EVERY: Final = 600.0
 
 TELL_EVERY: Final = 60.0
 """Seconds between log lines inside a long epoch."""
+
+
+_TTA_OF_VIEWS: Final[dict[str, TTA]] = {"one": "none", "flip": "flip", "ten_crop": "ten_crop"}
 
 
 class TrainingError(RuntimeError):
@@ -174,8 +177,10 @@ class State:
     step: int = 0
     """Finished steps of the epoch under way."""
     updates: int = 0
-    teacher: nn.Module | None = None
+    teacher: Teacher | None = None
     """Gives the probabilities (B, 7) that are part of the targets; not trained, and not kept in a checkpoint."""
+    answers: Tensor | None = None
+    """What the teacher said of each training face, float32 (N, 7), where it is asked once and not in every step."""
     teacher_sha256: str | None = None
     """Of the teachers' files, with commas between, so that a resume cannot go on with another."""
     sums: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
@@ -202,6 +207,7 @@ class State:
             "step": self.step,
             "updates": self.updates,
             "teacher_sha256": self.teacher_sha256,
+            "answers": self.answers,
             "sums": self.sums,
             "plateau": dict(self.plateau),
             "best_accuracy": self.best_accuracy,
@@ -218,6 +224,8 @@ class State:
         self.scaler.load_state_dict(held["scaler"])
         self.epoch, self.step, self.updates = held["epoch"], held["step"], held["updates"]
         self.sums = held["sums"].to(self.sums.device)
+        answers = held.get("answers")
+        self.answers = None if answers is None else answers.to(self.sums.device)
         self.plateau = dict(held["plateau"])
         self.best_accuracy, self.best_epoch = held["best_accuracy"], held["best_epoch"]
         self.seconds = held["seconds"]
@@ -309,12 +317,14 @@ class Batch:
 
     Attributes:
         inputs: network input (B, C, S, S).
+        faces: int64 (B,), which of the training faces they are.
         targets, others: int64 (B,), own target and that of the face mixed in.
         share: (B,) share of the own target, or None without mixing.
         total_weight: summed loss weight of the global batch, a scalar.
     """
 
     inputs: Tensor
+    faces: Tensor
     targets: Tensor
     others: Tensor | None
     share: Tensor | None
@@ -338,14 +348,14 @@ def make_batch(
     whole = plan.order[start:end]
     if plan.partner is None:
         total = weights[targets[whole]].sum()
-        return Batch(preprocessing.normalize(inputs), targets[faces], None, None, total)
+        return Batch(preprocessing.normalize(inputs), faces, targets[faces], None, None, total)
     mine = plan.partner[where]
     partners = plan.order[mine.partner]
     inputs, share = mix(inputs, augment(images.index_select(0, partners), plan.draws[mine.partner], plan.size), mine)
     everyone = plan.partner[start:end]
     others = plan.order[everyone.partner]
     total = (everyone.lam * weights[targets[whole]] + (1 - everyone.lam) * weights[targets[others]]).sum()
-    return Batch(preprocessing.normalize(inputs), targets[faces], targets[partners], share, total)
+    return Batch(preprocessing.normalize(inputs), faces, targets[faces], targets[partners], share, total)
 
 
 def loss_sum(logits: Tensor, batch: Batch, weights: Tensor, smoothing: float, taught: Tensor | None = None) -> Tensor:
@@ -372,12 +382,16 @@ def taught_targets(
 ) -> Tensor | None:
     """Return targets (B, 7) that are part smoothed label and part the teacher's answer; None without a teacher.
 
-    The teacher sees the very ``inputs`` that the network sees (Beyer et al. 2022, arXiv:2106.05237).
+    The teacher sees the very ``inputs`` that the network sees (Beyer et al. 2022, arXiv:2106.05237), unless it was
+    asked before training.
     """
-    if state.teacher is None:
+    if state.answers is not None:
+        answers = state.answers[batch.faces]
+    elif state.teacher is not None:
+        with torch.no_grad(), autocast(device, precision):
+            answers = state.teacher(inputs.float())
+    else:
         return None
-    with torch.no_grad(), autocast(device, precision):
-        answers = state.teacher(inputs.float())
     # A teacher's answer is as soft as it should be: label smoothing is the label's alone.
     smoothing = state.recipe.label_smoothing
     labels = functional.one_hot(batch.targets, NUM_EMOTIONS).float() * (1 - smoothing) + smoothing / NUM_EMOTIONS
@@ -471,14 +485,16 @@ def evaluate_part(
     device: torch.device,
     precision: Precision,
     ranks: Ranks,
+    tta: TTA = "none",
 ) -> npt.NDArray[np.float64]:
     """Return probabilities float64 (N, 7), each face predicted once by one of the processes."""
     if ranks.world == 1:
-        return predict(model, preprocessing, faces.images, device=device, precision=precision)
+        return predict(model, preprocessing, faces.images, device=device, precision=precision, tta=tta)
     for buffer in model.buffers():
         # Batch-norm statistics are each rank's own; the first rank's are what is saved.
         dist.broadcast(buffer, 0)
-    mine = predict(model, preprocessing, faces.images[ranks.rank :: ranks.world], device=device, precision=precision)
+    share = faces.images[ranks.rank :: ranks.world]
+    mine = predict(model, preprocessing, share, device=device, precision=precision, tta=tta)
     whole = torch.zeros(len(faces), NUM_EMOTIONS, dtype=torch.float64, device="cpu" if device.type == "cpu" else device)
     whole[ranks.rank :: ranks.world] = torch.from_numpy(mine).to(whole.device)
     result: npt.NDArray[np.float64] = ranks.sum(whole).cpu().numpy()
@@ -562,6 +578,10 @@ def _fit(
         processes = f", {ranks.world} processes" if ranks.world > 1 else ""
         steps = f"{recipe.epochs} epochs, {len(bounds)} steps each"
         log(f"{recipe.name}: {how}, {steps}, {where}, {arithmetic}{processes}")
+    if state.teacher is not None and recipe.teacher_views != "same" and state.answers is None:
+        if ranks.rank == 0:
+            log(f"{recipe.name}: asking the teacher about {len(train):,} faces ({recipe.teacher_views})")
+        state.answers = state.teacher.answer(train, recipe.teacher_views, where, arithmetic, ranks)
     while state.epoch < recipe.epochs and not _stopped_early(state):
         if stop_after is not None and state.epoch >= stop_after:
             break
@@ -603,13 +623,32 @@ def training_faces(recipe: Recipe, train: Faces) -> Faces:
 class Teacher(nn.Module):
     """Trained networks that answer as one: the mean of their probabilities, (B, 7), for inputs (B, C, H, W)."""
 
-    def __init__(self, networks: Sequence[nn.Module]) -> None:
+    def __init__(self, loaded: Sequence[checkpoint.LoadedModel]) -> None:
         super().__init__()
-        self.networks = nn.ModuleList(networks)
+        self.networks = nn.ModuleList(each.model for each in loaded)
+        self.preprocessings = [each.preprocessing for each in loaded]
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the mean of the networks' softmax."""
         return torch.stack([functional.softmax(network(inputs).float(), dim=1) for network in self.networks]).mean(0)
+
+    def answer(self, faces: Faces, views: str, device: torch.device, precision: Precision, ranks: Ranks) -> Tensor:
+        """Return the mean of the networks' probabilities for faces as they are, float32 (N, 7).
+
+        A network trained on answers averaged over views learns from one view what the teacher needs several for
+        (Radosavovic et al. 2018, arXiv:1712.04440).
+
+        Args:
+            faces: each network prepares them in its own way.
+            views: ``one``, ``flip`` or ``ten_crop``, as ``recipe.teacher_views``.
+            device: where the networks are, and the answers will be.
+            precision: arithmetic of the networks.
+            ranks: processes that share the work.
+        """
+        tta = _TTA_OF_VIEWS[views]
+        pairs = zip(self.networks, self.preprocessings, strict=True)
+        every = [evaluate_part(network, how, faces, device, precision, ranks, tta) for network, how in pairs]
+        return torch.from_numpy(np.mean(every, axis=0)).to(device=device, dtype=torch.float32)
 
 
 def load_teacher(recipe: Recipe, preprocessing: Preprocessing, device: torch.device) -> tuple[Teacher, str]:
@@ -618,22 +657,23 @@ def load_teacher(recipe: Recipe, preprocessing: Preprocessing, device: torch.dev
     Raises:
         RunError: there is no such run.
         CheckpointError: it has no network that can be read.
-        TrainingError: it wants its faces prepared in another way than the network that is to be trained.
+        TrainingError: it is to see what the network that is to be trained sees, and wants its faces prepared in
+            another way.
     """
-    networks: list[nn.Module] = []
+    every: list[checkpoint.LoadedModel] = []
     digests: list[str] = []
     for name in recipe.teachers:
         run = Run.open(name)
         loaded = checkpoint.load_model(run, "best", device)
-        if loaded.preprocessing != preprocessing:
+        if recipe.teacher_views == "same" and loaded.preprocessing != preprocessing:
             raise TrainingError(
-                f"teacher {name} takes {loaded.preprocessing}, this recipe gives {preprocessing}: "
-                "set image_size, channels and normalize to the teacher's, or name another"
+                f"teacher {name} takes {loaded.preprocessing}, this recipe gives {preprocessing}: set image_size, "
+                "channels and normalize to the teacher's, ask it before training (teacher_views: flip), or name another"
             )
-        networks.append(_channels_last(loaded.model.requires_grad_(False), device))
+        every.append(replace(loaded, model=_channels_last(loaded.model.requires_grad_(False), device)))
         with run.file("best.ckpt").open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return Teacher(networks), ",".join(digests)
+    return Teacher(every), ",".join(digests)
 
 
 def _check_faces(splits: Splits) -> None:

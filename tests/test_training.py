@@ -70,9 +70,10 @@ def assert_same_bytes(first: Run, second: Run) -> None:
             "sam": 0.1,
         },
         {"teacher": "TEACHER", "teacher_share": 0.5},
+        {"teacher": "TEACHER", "teacher_views": "flip", "balance": "sampling"},
         {"precision": "bfloat16", "optimizer": "adam", "schedule": "cosine", "cutmix": 1.0, "clip_norm": 1.0},
     ],
-    ids=["ema-one_cycle-mixup", "sgd-plateau-sampling", "teacher", "bfloat16-cosine-cutmix"],
+    ids=["ema-one_cycle-mixup", "sgd-plateau-sampling", "teacher", "teacher-asked-once", "bfloat16-cosine-cutmix"],
 )
 def test_a_resumed_training_is_the_uninterrupted_one_to_the_byte(
     splits: Splits, tmp_path: Path, fields: dict[str, Any]
@@ -296,9 +297,9 @@ def test_a_student_is_taught_by_its_teachers_answers(splits: Splits, tmp_path: P
     recipe = tiny(**still, train_layers=["fc"], teacher=str(teacher.path), teacher_share=0.75)
     run = fit(recipe, splits, Run.create(tmp_path / "student"), device="cpu", log=silent)
 
-    def answers(of: Run) -> np.ndarray[Any, Any]:
+    def answers(of: Run, tta: Any = "none") -> np.ndarray[Any, Any]:
         held = checkpoint.load_model(of)
-        return predict(held.model, held.preprocessing, splits.train.images, device=torch.device("cpu"))
+        return predict(held.model, held.preprocessing, splits.train.images, device=torch.device("cpu"), tta=tta)
 
     labels = 0.9 * np.eye(7)[splits.train.targets] + 0.1 / 7
     taught = 0.25 * labels + 0.75 * answers(teacher)
@@ -310,6 +311,16 @@ def test_a_student_is_taught_by_its_teachers_answers(splits: Splits, tmp_path: P
     recipe = recipe.model_copy(update={"teacher": f"{teacher.path}, {second.path}"})
     run = fit(recipe, splits, Run.create(tmp_path / "of two"), device="cpu", log=silent)
     taught = 0.25 * labels + 0.75 * (answers(teacher) + answers(second)) / 2
+    expected = -(taught * np.log(answers(run))).sum(1).mean()
+    assert run.history()["train_loss"].iloc[0] == pytest.approx(expected, rel=1e-4)
+
+    # Asked once before training, they may be of another input size, and answer by the mean of ten crops.
+    third = fit(tiny(seed=7, epochs=1, image_size=32), splits, Run.create(tmp_path / "third"), device="cpu", log=silent)
+    recipe = recipe.model_copy(
+        update={"teacher": f"{teacher.path},{third.path}", "teacher_views": "ten_crop", "batch_size": 50}
+    )
+    run = fit(recipe, splits, Run.create(tmp_path / "of ten crops"), device="cpu", log=silent)
+    taught = 0.25 * labels + 0.75 * (answers(teacher, "ten_crop") + answers(third, "ten_crop")) / 2
     expected = -(taught * np.log(answers(run))).sum(1).mean()
     assert run.history()["train_loss"].iloc[0] == pytest.approx(expected, rel=1e-4)
 
