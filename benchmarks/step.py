@@ -72,7 +72,7 @@ def bare_step(
             module.__class__ = nn.Conv2d  # type: ignore[assignment]
     memory = torch.channels_last if channels_last else torch.contiguous_format
     network = network.to(memory_format=memory)
-    optimizer = torch.optim.AdamW(models.parameter_groups(network, settings), fused=True)
+    optimizer = training.make_optimizer(settings, network, fused=True)
     inputs = torch.randn(batch, settings.channels, settings.image_size, settings.image_size).to(memory_format=memory)
     targets = torch.randint(0, 7, (batch,))
     forward: nn.Module = network

@@ -231,26 +231,28 @@ class State:
         self.seconds = held["seconds"]
 
 
-def make_state(recipe: Recipe, device: torch.device, precision: Precision) -> State:
-    """Build the network, its optimiser and its average, all a function of the recipe alone."""
-    torch.manual_seed(recipe.seed)
-    model = models.build(recipe).to(device=device, dtype=torch.float64 if precision == "float64" else torch.float32)
-    model = _channels_last(model, device)
+def make_optimizer(recipe: Recipe, model: nn.Module, *, fused: bool) -> torch.optim.Optimizer:
+    """Return the recipe's optimiser over ``model``'s parameters, in the groups that ``models.parameter_groups`` makes."""
     groups = models.parameter_groups(model, recipe)
-    fused = device.type in ("cpu", "cuda") and precision != "float64"
-    optimizer: torch.optim.Optimizer
     if recipe.optimizer == "sgd":
-        optimizer = torch.optim.SGD(
+        return torch.optim.SGD(
             groups,
             lr=recipe.lr,
             momentum=recipe.momentum,
             nesterov=recipe.nesterov and recipe.momentum > 0,
             fused=fused,
         )
-    elif recipe.optimizer == "adam":
-        optimizer = torch.optim.Adam(groups, lr=recipe.lr, betas=recipe.betas, fused=fused)
-    else:
-        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=fused)
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=recipe.lr, betas=recipe.betas, fused=fused)
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=fused)
+
+
+def make_state(recipe: Recipe, device: torch.device, precision: Precision) -> State:
+    """Build the network, its optimiser and its average, all a function of the recipe alone."""
+    torch.manual_seed(recipe.seed)
+    model = models.build(recipe).to(device=device, dtype=torch.float64 if precision == "float64" else torch.float32)
+    model = _channels_last(model, device)
+    optimizer = make_optimizer(recipe, model, fused=device.type in ("cpu", "cuda") and precision != "float64")
     averaged = None
     if recipe.ema > 0:
         averaged = copy.deepcopy(model).eval().requires_grad_(False)
