@@ -304,7 +304,8 @@ def card(name: str, model: Boxed) -> str:
         "",
         "## Training",
         "",
-        f"- Data: {model.data['source']}, {faces}; {model.data['rule'].rstrip('.')}. Fingerprint `{model.data['fingerprint']}`.",
+        f"- Data: {model.data['source']}, {faces}; {model.data['rule'].rstrip('.')}. "
+        f"Fingerprint `{model.data['fingerprint']}`.",
         f"- Seed {recipe['seed']}, {recipe['epochs']} epochs in batches of {recipe['batch_size']}; weights of epoch "
         f"{model.training['epoch']}.",
         f"- Commit `{commit}`{', with uncommitted changes' if git['dirty'] else ''}; torch {versions['torch']}, "

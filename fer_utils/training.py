@@ -232,7 +232,7 @@ class State:
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module, *, fused: bool) -> torch.optim.Optimizer:
-    """Return the recipe's optimiser over ``model``'s parameters, in the groups that ``models.parameter_groups`` makes."""
+    """Return the recipe's optimiser over ``model``'s parameters, in the groups of ``models.parameter_groups``."""
     groups = models.parameter_groups(model, recipe)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
