@@ -71,8 +71,8 @@ SAVE_EVERY: Final = 600.0
 TELL_EVERY: Final = 60.0
 """Seconds between log lines inside a long epoch."""
 
-
 _TTA_OF_VIEWS: Final[dict[str, TTA]] = {"one": "none", "flip": "flip", "ten_crop": "ten_crop"}
+"""Of ``recipe.teacher_views``; a recipe's ``none`` would be no value at all, so one view is called ``one`` there."""
 
 
 class TrainingError(RuntimeError):
