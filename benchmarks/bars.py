@@ -28,6 +28,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -83,11 +87,16 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def machine() -> str:
-    """Return one line that says what was measured on: processor, usable cores, torch's version, the date."""
+def machine(device: torch.device | None = None) -> str:
+    """Return one line that says what was measured on: processor, usable cores, GPU, torch's version, the date."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch = importlib.metadata.version("torch")
-    return f"{_processor()}, {cores} cores, torch {torch}, {datetime.now(UTC).date().isoformat()}"
+    version = importlib.metadata.version("torch")
+    gpu = ""
+    if device is not None and device.type == "cuda":
+        import torch  # where memory is measured, only what is measured is loaded
+
+        gpu = f", {torch.cuda.get_device_name(device)}"
+    return f"{_processor()}, {cores} cores{gpu}, torch {version}, {datetime.now(UTC).date().isoformat()}"
 
 
 def _processor() -> str:
@@ -116,6 +125,20 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 def number(value: float) -> str:
     """Return a number as people read it: thousands with commas, else three significant digits."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def waiting(function: Callable[[], object], device: torch.device, times: int = 1) -> Callable[[], object]:
+    """Return a function that calls ``function`` so many times and waits for the device to be done with all of it."""
+
+    def run() -> None:
+        for _ in range(times):
+            function()
+        if device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(device)
+
+    return run
 
 
 def medians(measured: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:

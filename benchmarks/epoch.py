@@ -14,29 +14,33 @@ import torch
 
 from fer_utils import models, recipe, sources, training
 from fer_utils.augment import augment, draw
-from fer_utils.devices import choose_precision
+from fer_utils.devices import choose_device, choose_precision
 from fer_utils.faces import Faces
 from fer_utils.preprocessing import Preprocessing
 
-CPU = torch.device("cpu")
 EARLIER = ("dense_head", "partial_finetune", "linear_head", "custom_cnn", "one_cycle")
 BARS = {"dense_head": 15.0, "linear_head": 15.0, "partial_finetune": 9.0}
 """Times the images/s that fast must reach: of those that train all layers at 224 px, and of the one that does not."""
+STEPS = 20
+"""Steps that a GPU is given at once: a training waits for it once an epoch, too."""
 
 
-def training_step(settings: recipe.Recipe, state: training.State, faces: Faces) -> Callable[[], object]:
+def training_step(
+    settings: recipe.Recipe, state: training.State, faces: Faces, device: torch.device
+) -> Callable[[], object]:
     """Return a function that augments, normalises and trains on one batch, as an epoch's steps do."""
-    precision = choose_precision(settings.precision, CPU)
+    precision = choose_precision(settings.precision, device)
     models.set_training_mode(state.model, settings)
     preprocessing = Preprocessing.of(settings, faces)
-    images, targets = torch.from_numpy(faces.images), torch.from_numpy(faces.targets)
-    weights, total = torch.ones(7), torch.tensor(float(len(faces)))
-    draws = draw(settings.augment, len(faces), seed=0, epoch=0)
+    images, targets = torch.from_numpy(faces.images).to(device), torch.from_numpy(faces.targets).to(device)
+    weights, total = torch.ones(7, device=device), torch.tensor(float(len(faces)), device=device)
+    draws = draw(settings.augment, len(faces), seed=0, epoch=0).to(device)
+    order = torch.arange(len(faces), device=device)
 
     def step() -> None:
         inputs = preprocessing.normalize(augment(images, draws, settings.image_size))
-        batch = training.Batch(inputs, torch.arange(len(faces)), targets, None, None, total)
-        training.train_step(state, state.model, batch, weights, 1.0, CPU, precision, training.Ranks())
+        batch = training.Batch(inputs, order, targets, None, None, total)
+        training.train_step(state, state.model, batch, weights, 1.0, device, precision, training.Ranks())
 
     return step
 
@@ -46,20 +50,24 @@ def main() -> int:
     parser = bars.parser(__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="steps of each recipe that medians are taken of")
     parser.add_argument("--batch", type=int, default=32, help="largest batch of the recipes at 224 px")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     arguments = parser.parse_args()
-    print(bars.machine())
+    device = choose_device(arguments.device)
+    together = STEPS if device.type == "cuda" else 1
+    print(bars.machine(device))
     train = sources.load(arguments.data).train
     steps: dict[str, Callable[[], object]] = {}
     batches, cost = {}, {}
     for name in ("fast", *EARLIER):
         settings = recipe.load(name, {"weights": "none"})
         batches[name] = settings.batch_size if settings.image_size < 100 else min(settings.batch_size, arguments.batch)
-        state = training.make_state(settings, CPU, choose_precision(settings.precision, CPU))
-        steps[name] = training_step(settings, state, train.select(slice(0, batches[name])))
+        state = training.make_state(settings, device, choose_precision(settings.precision, device))
+        step = training_step(settings, state, train.select(slice(0, batches[name])), device)
+        steps[name] = bars.waiting(step, device, together)
         steps[name]()
         cost[name] = models.multiply_adds(state.model, settings.channels, settings.image_size) / 1e9
     seconds = bars.medians(steps, arguments.repeats)
-    rates = {name: batches[name] / value for name, value in seconds.items()}
+    rates = {name: together * batches[name] / value for name, value in seconds.items()}
     print()
     bars.table(
         ["recipe", "input", "precision", "batch", "GMAC", "images/s", "fast is faster by"],
@@ -67,7 +75,7 @@ def main() -> int:
             [
                 name,
                 recipe.load(name).image_size,
-                choose_precision(recipe.load(name).precision, CPU),
+                choose_precision(recipe.load(name).precision, device),
                 batches[name],
                 cost[name],
                 rates[name],

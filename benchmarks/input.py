@@ -25,6 +25,7 @@ from torchvision import models, transforms
 
 from fer_utils import recipe, sources
 from fer_utils.augment import augment, draw, epoch_order
+from fer_utils.devices import choose_device
 from fer_utils.faces import Splits
 from fer_utils.preprocessing import Preprocessing
 
@@ -33,6 +34,9 @@ STEP_BATCH = 32
 EARLIER = ("dense_head", "partial_finetune", "linear_head", "custom_cnn", "one_cycle")
 LARGE = ("dense_head", "partial_finetune", "linear_head")
 """Those that train at 224 px."""
+
+STEPS = 20
+"""Steps of the network that a GPU is given at once."""
 
 TIMES = 10.0
 """Times the images/s of the per-image pipeline at 48 px."""
@@ -111,24 +115,26 @@ def whole_batch(
     settings: recipe.Recipe, preprocessing: Preprocessing, images: Tensor, batch: int
 ) -> Callable[[], object]:
     """Return our pass over the faces: an epoch as the training draws it."""
+    device = images.device
 
     def run() -> None:
-        order = epoch_order(len(images), seed=0, epoch=0)
-        draws = draw(settings.augment, len(images), seed=0, epoch=0)
+        order = epoch_order(len(images), seed=0, epoch=0).to(device)
+        draws = draw(settings.augment, len(images), seed=0, epoch=0).to(device)
         for start in range(0, len(images), batch):
             where = slice(start, start + batch)
             preprocessing.normalize(augment(images.index_select(0, order[where]), draws[where], preprocessing.size))
 
-    run()
-    return run
+    waited = bars.waiting(run, device)
+    waited()
+    return waited
 
 
-def training_step(size: int) -> Callable[[], object]:
+def training_step(size: int, device: torch.device) -> Callable[[], object]:
     """Return a float32 training step of ResNet18, all layers trained, as the earlier recipes run it."""
-    network = models.resnet18(weights=None, num_classes=7)
+    network = models.resnet18(weights=None, num_classes=7).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
-    inputs = torch.randn(STEP_BATCH, 3, size, size)
-    targets = torch.arange(STEP_BATCH) % 7
+    inputs = torch.randn(STEP_BATCH, 3, size, size, device=device)
+    targets = torch.arange(STEP_BATCH, device=device) % 7
 
     def run() -> None:
         optimizer.zero_grad()
@@ -136,8 +142,9 @@ def training_step(size: int) -> Callable[[], object]:
         torch.autograd.backward(loss)
         optimizer.step()
 
-    run()
-    return run
+    waited = bars.waiting(run, device, STEPS if device.type == "cuda" else 1)
+    waited()
+    return waited
 
 
 def files(splits: Splits, count: int, folder: Path) -> list[Path]:
@@ -157,11 +164,13 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5, help="passes that medians are taken of")
     parser.add_argument("--faces", type=int, default=2048, help="faces in a pass of a per-image pipeline at 48 px")
     parser.add_argument("--large-faces", type=int, default=512, help="faces in a pass at 224 px")
+    parser.add_argument("--device", default="auto", help="of ours and of the step: auto, cpu, cuda, cuda:N or mps")
     arguments = parser.parse_args()
-    print(bars.machine())
+    device = choose_device(arguments.device)
+    print(bars.machine(device))
     splits = sources.load(arguments.data)
     train = splits.train
-    images = torch.from_numpy(train.images.copy())
+    images = torch.from_numpy(train.images.copy()).to(device)
     judged = []
     with tempfile.TemporaryDirectory() as folder:
         paths = files(splits, arguments.faces, Path(folder))
@@ -188,14 +197,14 @@ def main() -> int:
 
         # One round for all three, so that the step is timed as often as the rest and no more.
         few = min(arguments.large_faces, len(paths))
-        measured = {"step": training_step(224)}
+        measured = {"step": training_step(224, device)}
         for name in LARGE:
             settings = recipe.load(name)
             preprocessing = Preprocessing.of(settings, train)
             measured |= {f"{name} {key}": run for key, run in earlier(name, preprocessing, few).items()}
             measured[f"{name} ours"] = whole_batch(settings, preprocessing, images[:few], STEP_BATCH)
         seconds = bars.medians(measured, arguments.repeats)
-        step = STEP_BATCH / seconds["step"]
+        step = STEP_BATCH * (STEPS if device.type == "cuda" else 1) / seconds["step"]
         table = []
         for name in LARGE:
             rates = {key: few / seconds[f"{name} {key}"] for key in ("0 workers", "2 workers", "ours")}

@@ -4,7 +4,7 @@ The step of `fast` and of a full-width ResNet18 is held against the same network
 channels_last both, and shown by operation. The training part of an epoch through `training.fit` is held against the
 bare forward, backward and optimiser step on one fixed batch, both in `fast`'s settings; validation and checkpoint have
 lines of their own. Then `fast`'s bare step against a sweep of stock settings: batch size, precision, memory format,
-threads, compiled and not.
+threads, compiled and not. On a GPU the stock modules are what is trained, so the first part is left out.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fer_utils import checkpoint, models, recipe, sources, training
 from fer_utils.convolution import SmallMapConv2d
-from fer_utils.devices import Precision, autocast, choose_precision, keep_freed_memory
+from fer_utils.devices import Precision, autocast, choose_device, choose_precision, keep_freed_memory
 from fer_utils.faces import Splits
 from fer_utils.preprocessing import Preprocessing
 from fer_utils.runs import Run
 
 CPU = torch.device("cpu")
 FACES = 3072
-"""Training faces of the measured epochs: 24 steps of 128."""
+"""Training faces of the epochs that are measured on a CPU: 24 steps of 128. A GPU gets all."""
+STEPS = 24
+"""Steps that a GPU is given at once."""
 
 RESNET18: Final = {"width": 1.0, "stem": "3x3s2", "max_pool": False, "progressive": None}
 """The full-width network that the fast convolution was made for: maps of 24, 12, 6 and 3 px."""
@@ -63,6 +65,7 @@ def bare_step(
     channels_last: bool = True,
     compiled: bool = False,
     stock: bool = False,
+    device: torch.device = CPU,
 ) -> Callable[[], object]:
     """Return a function that does one forward, backward and optimiser step on one fixed batch."""
     torch.manual_seed(0)
@@ -71,16 +74,17 @@ def bare_step(
         if isinstance(module, SmallMapConv2d):
             module.__class__ = nn.Conv2d  # type: ignore[assignment]
     memory = torch.channels_last if channels_last else torch.contiguous_format
-    network = network.to(memory_format=memory)
+    network = network.to(device, memory_format=memory)  # type: ignore[call-overload]
     optimizer = training.make_optimizer(settings, network, fused=True)
-    inputs = torch.randn(batch, settings.channels, settings.image_size, settings.image_size).to(memory_format=memory)
-    targets = torch.randint(0, 7, (batch,))
+    inputs = torch.randn(batch, settings.channels, settings.image_size, settings.image_size)
+    inputs = inputs.to(device, memory_format=memory)
+    targets = torch.randint(0, 7, (batch,)).to(device)
     forward: nn.Module = network
     if compiled:
         forward.compile()
 
     def step() -> None:
-        with autocast(CPU, precision):
+        with autocast(device, precision):
             logits = forward(inputs)
         loss = functional.cross_entropy(logits.float(), targets, label_smoothing=settings.label_smoothing)
         torch.autograd.backward(loss)
@@ -220,11 +224,17 @@ def against_stock(settings: dict[str, recipe.Recipe], repeats: int) -> list[bars
     return measured
 
 
-def of_fit(splits: Splits, settings: recipe.Recipe, repeats: int) -> tuple[float, float, float, float]:
-    """Return seconds per face of an epoch through fit and of the bare step, and of validation and a checkpoint."""
-    few = Splits(splits.train.select(slice(0, FACES)), splits.val.select(slice(0, 500)), splits.test, splits.source)
-    step = bare_step(settings, settings.batch_size, choose_precision(settings.precision, CPU))
-    step()
+def of_fit(
+    splits: Splits, settings: recipe.Recipe, repeats: int, device: torch.device
+) -> tuple[float, float, float, float, int]:
+    """Return seconds per face of an epoch through fit and of the bare step, and of validation and a checkpoint.
+
+    The last number is how many faces an epoch had.
+    """
+    many = len(splits.train) if device.type == "cuda" else FACES
+    few = Splits(splits.train.select(slice(0, many)), splits.val.select(slice(0, 500)), splits.test, splits.source)
+    step = bare_step(settings, settings.batch_size, choose_precision(settings.precision, device), device=device)
+    bars.waiting(step, device)()
     steps = len(training.batch_bounds(len(few.train), settings.batch_size))
     bare: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -233,18 +243,17 @@ def of_fit(splits: Splits, settings: recipe.Recipe, repeats: int) -> tuple[float
         def after(_: training.Row) -> None:
             # The bare steps take their turn after each epoch, in the same process.
             started = time.perf_counter()
-            for _step in range(steps):
-                step()
+            bars.waiting(step, device, steps)()
             bare.append((time.perf_counter() - started) / steps / settings.batch_size)
 
         longer = settings.model_copy(update={"epochs": repeats + 1})
-        training.fit(longer, few, run, device="cpu", on_epoch=after, log=lambda _line: None)
+        training.fit(longer, few, run, device=str(device), on_epoch=after, log=lambda _line: None)
         history = run.history().iloc[1:]  # the first epoch warms up
         started = time.perf_counter()
         checkpoint.save(run.file("copy.ckpt"), checkpoint.load(run.file("last.ckpt")))
         saved = (time.perf_counter() - started) / 2
     fit_seconds = float(history["train_seconds"].median()) / len(few.train)
-    return fit_seconds, statistics.median(bare[1:]), float(history["val_seconds"].median()), saved
+    return fit_seconds, statistics.median(bare[1:]), float(history["val_seconds"].median()), saved, len(few.train)
 
 
 class Setting(NamedTuple):
@@ -257,8 +266,8 @@ class Setting(NamedTuple):
     compiled: bool
 
 
-def stock_rate(settings: recipe.Recipe, setting: Setting) -> float:
-    """Return the images/s of the bare step of stock modules: the median of three steps."""
+def stock_rate(settings: recipe.Recipe, setting: Setting, device: torch.device) -> float:
+    """Return the images/s of the bare step of stock modules: the median of three rounds."""
     torch.set_num_threads(setting.threads)
     step = bare_step(
         settings,
@@ -267,9 +276,12 @@ def stock_rate(settings: recipe.Recipe, setting: Setting) -> float:
         channels_last=setting.channels_last,
         compiled=setting.compiled,
         stock=True,
+        device=device,
     )
+    together = STEPS if device.type == "cuda" else 1
+    step = bars.waiting(step, device, together)
     step()
-    return setting.batch / bars.medians({"step": step}, 3)["step"]
+    return together * setting.batch / bars.medians({"step": step}, 3)["step"]
 
 
 def main() -> int:
@@ -278,24 +290,25 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5, help="epochs and rounds that medians are taken of")
     parser.add_argument("--sweep", action="store_true", help="the whole sweep of stock settings (some minutes)")
     parser.add_argument("--steps-only", action="store_true", help="leave out what fit adds and the sweep")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     arguments = parser.parse_args()
-    print(bars.machine())
+    device = choose_device(arguments.device)
+    print(bars.machine(device))
     settings = recipe.load("fast", {"progressive": None})
     networks = {"fast": settings, "ResNet18": recipe.load("fast", RESNET18)}
-    measured = against_stock(networks, max(5, arguments.repeats))
+    measured = against_stock(networks, max(5, arguments.repeats)) if device.type == "cpu" else []
     if arguments.steps_only:
         return bars.judge(measured)
     splits = sources.load(arguments.data)
-    fitted, bare, validation, saving = of_fit(splits, settings, arguments.repeats)
+    fitted, bare, validation, saving, faces = of_fit(splits, settings, arguments.repeats, device)
     size = Preprocessing.of(settings, splits.train).size
-    print(
-        f"\nfast at {size} px, {choose_precision('auto', CPU)}, batch {settings.batch_size}, {FACES} faces an epoch\n"
-    )
+    precision = choose_precision("auto", device)
+    print(f"\nfast at {size} px, {precision}, batch {settings.batch_size}, {faces} faces an epoch\n")
     bars.table(
         ["part", "seconds", "images/s"],
         [
-            ["bare step, one epoch's worth", bare * FACES, 1 / bare],
-            ["training part of fit", fitted * FACES, 1 / fitted],
+            ["bare step, one epoch's worth", bare * faces, 1 / bare],
+            ["training part of fit", fitted * faces, 1 / fitted],
             ["validation of 500 faces", validation, 500 / validation],
             ["checkpoint: copy of last.ckpt", saving, float("nan")],
         ],
@@ -303,13 +316,14 @@ def main() -> int:
     threads = torch.get_num_threads()
     batches = (64, 128, 256, 512) if arguments.sweep else (128,)
     swept: dict[Setting, float] = {}
-    for batch, precision, last, count in itertools.product(batches, PRECISIONS, (False, True), (1, 2)):
-        setting = Setting(batch, precision, last, count, compiled=False)
-        swept[setting] = stock_rate(settings, setting)
-    for precision in PRECISIONS if arguments.sweep else ():
+    counts = (1, 2) if device.type == "cpu" else (threads,)
+    for batch, arithmetic, last, count in itertools.product(batches, PRECISIONS, (False, True), counts):
+        setting = Setting(batch, arithmetic, last, count, compiled=False)
+        swept[setting] = stock_rate(settings, setting, device)
+    for arithmetic in PRECISIONS if arguments.sweep else ():
         # Compiling takes a minute and more, so only the best of each precision.
-        quickest = max((one for one in swept if one.precision == precision), key=swept.__getitem__)
-        swept[quickest._replace(compiled=True)] = stock_rate(settings, quickest._replace(compiled=True))
+        quickest = max((one for one in swept if one.precision == arithmetic), key=swept.__getitem__)
+        swept[quickest._replace(compiled=True)] = stock_rate(settings, quickest._replace(compiled=True), device)
     torch.set_num_threads(threads)
     print()
     bars.table(

@@ -280,6 +280,7 @@ def environment(splits: Splits, device: str, precision: str, threads: int) -> di
         "platform": platform.platform(),
         "machine": _cpu_name(),
         "device": device,
+        "gpu": _gpu_name(device),
         "precision": precision,
         "threads": threads,
         "data": describe_data(splits),
@@ -298,6 +299,14 @@ def describe_data(splits: Splits) -> dict[str, Any]:
         "converted": splits.converted,
         "skipped": [{"name": item.name, "reason": item.reason} for item in splits.skipped],
     }
+
+
+def _gpu_name(device: str) -> str | None:
+    if not device.startswith("cuda"):
+        return None
+    import torch  # a run is opened and listed without it
+
+    return torch.cuda.get_device_name(device)
 
 
 def _cpu_name() -> str:

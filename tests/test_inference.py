@@ -533,3 +533,11 @@ def test_pictures_come_one_at_a_time(tmp_path: Path, face: np.ndarray) -> None:
     # The second is read when it is asked for, not before.
     (tmp_path / "1.png").write_text("no picture any more")
     assert isinstance(next(items).picture, InputError)
+
+
+@pytest.mark.gpu
+def test_cuda_names_the_same_emotions(run: Run, synthetic_splits: Splits) -> None:
+    images = synthetic_splits.test.images[:40]
+    expected, found = (Classifier.from_run(run, device=name).predict(list(images)) for name in ("cpu", "cuda"))
+    for one_there, one_here in zip(found, expected, strict=True):
+        assert one_there.probabilities == pytest.approx(one_here.probabilities, abs=5e-3)

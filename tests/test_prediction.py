@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Final
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +12,12 @@ from torch import Tensor, nn
 
 from fer_utils import models
 from fer_utils import recipe as recipes
-from fer_utils.prediction import predict
+from fer_utils.devices import Precision
+from fer_utils.prediction import TTA, predict
 from fer_utils.preprocessing import Preprocessing
 
 CPU = torch.device("cpu")
+PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "bfloat16", "float16")
 HALF = Preprocessing(48, 1, (0.5,), (0.5,))
 IMAGES = np.random.default_rng(0).integers(0, 256, (70, 48, 48), dtype=np.uint8)
 
@@ -91,3 +96,18 @@ def test_no_faces_give_no_rows(model: nn.Module) -> None:
 def test_an_unknown_augmentation_is_refused(model: nn.Module) -> None:
     with pytest.raises(ValueError, match="flip"):
         predict(model, HALF, IMAGES, device=CPU, tta="mirror")  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tta", ["none", "flip", "ten_crop"])
+def test_cuda_answers_as_a_cpu_does(model: nn.Module, tta: TTA) -> None:
+    expected = predict(model, HALF, IMAGES, device=CPU, tta=tta)
+    there = copy.deepcopy(model).to("cuda", memory_format=torch.channels_last)  # type: ignore[call-overload]
+    found = {
+        precision: predict(there, HALF, IMAGES, device=torch.device("cuda"), precision=precision, tta=tta)
+        for precision in PRECISIONS
+    }
+    # Convolutions in float32 may use the ten bits of TF32 there.
+    np.testing.assert_allclose(found["float32"], expected, atol=5e-3)
+    np.testing.assert_allclose(found["bfloat16"], expected, atol=3e-2)
+    np.testing.assert_allclose(found["float16"], expected, atol=5e-3)

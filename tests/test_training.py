@@ -16,6 +16,7 @@ import torch
 
 from fer_utils import checkpoint, models, training
 from fer_utils import recipe as recipes
+from fer_utils.devices import choose_precision
 from fer_utils.faces import Faces, Splits
 from fer_utils.preprocessing import Preprocessing
 from fer_utils.recipe import Recipe
@@ -479,8 +480,72 @@ def test_a_failing_process_stops_all_with_its_own_message(tmp_path: Path) -> Non
 
 
 @pytest.mark.gpu
-def test_cuda_trains_without_waiting_for_the_host(splits: Splits, tmp_path: Path) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device here")
-    run = fit(tiny(), splits, Run.create(tmp_path / "run"), device="cuda", log=silent)
-    assert math.isfinite(run.history()["train_loss"].iloc[-1])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"optimizer": "sgd", "lr": 0.1, "clip_norm": 1.0, "mixup": 0.2},
+        {"cutmix": 1.0, "sam": 0.05, "balance": "loss"},
+        {"precision": "float16"},
+    ],
+    ids=["bfloat16", "sgd-clipped-mixup", "cutmix-sam", "float16"],
+)
+def test_cuda_steps_do_not_wait_for_the_host(fields: dict[str, Any], splits: Splits) -> None:
+    device, recipe = torch.device("cuda"), tiny(**fields)
+    precision = choose_precision(recipe.precision, device)
+    state = training.make_state(recipe, device, precision)
+    preprocessing = Preprocessing.of(recipe, splits.train)
+    images = torch.from_numpy(splits.train.images).to(device)
+    targets = torch.from_numpy(splits.train.targets).to(device)
+    weights = torch.tensor(training.class_weights(recipe, splits.train.targets), device=device, dtype=torch.float32)
+    plan = training.Epoch.plan(recipe, targets.cpu(), 0, device)
+    models.set_training_mode(state.model, recipe)
+
+    def step(bounds: tuple[int, int]) -> None:
+        batch = training.make_batch(plan, bounds, images, targets, weights, preprocessing, training.Ranks())
+        training.train_step(state, state.model, batch, weights, 1.0, device, precision, training.Ranks())
+
+    step((0, 64))  # the first allocates, and may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for start in (64, 128, 192):
+            step((start, start + 64))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert bool(torch.isfinite(state.sums).all())
+    assert state.sums[1] > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fields", [{}, {"stem": "3x3s1", "optimizer": "sgd", "lr": 0.05}], ids=["adamw", "sgd-3x3s1"])
+def test_cuda_resumes_to_the_byte(splits: Splits, tmp_path: Path, fields: dict[str, Any]) -> None:
+    recipe = tiny(**fields)
+    whole = fit(recipe, splits, Run.create(tmp_path / "whole"), device="cuda", log=silent)
+    parts = Run.create(tmp_path / "parts")
+    for stop_after in (1, 2, None):
+        torch.manual_seed(123)
+        fit(recipe, splits, parts, device="cuda", log=silent, stop_after=stop_after)
+    assert_same_bytes(whole, parts)
+
+
+@pytest.mark.gpu
+def test_cuda_trains_the_weights_that_a_cpu_trains(splits: Splits, tmp_path: Path) -> None:
+    recipe = tiny(optimizer="sgd", lr=0.01, dropout=0.0, ema=0.0, epochs=2, precision="float64")
+    runs = [fit(recipe, splits, Run.create(tmp_path / name), device=name, log=silent) for name in ("cpu", "cuda")]
+    expected, found = (weights_of(run) for run in runs)
+    for name, value in expected.items():
+        if value.is_floating_point():
+            # Faces are augmented in float32 on either device.
+            assert torch.allclose(found[name].cpu(), value, rtol=1e-3, atol=1e-4), name
+    assert runs[1].read_json("env.json")["device"] == "cuda"
+
+
+@pytest.mark.gpu
+def test_cuda_takes_a_teacher_from_a_cpu(splits: Splits, tmp_path: Path) -> None:
+    teacher = fit(tiny(epochs=1), splits, Run.create(tmp_path / "teacher"), device="cpu", log=silent)
+    for views in ("same", "ten_crop"):
+        recipe = tiny(epochs=1, teacher=str(teacher.path), teacher_views=views)
+        run = fit(recipe, splits, Run.create(tmp_path / views), device="cuda", log=silent)
+        assert math.isfinite(run.history()["train_loss"].iloc[-1])
+        # What was trained on CUDA opens on a CPU.
+        assert checkpoint.load_model(run, "best", torch.device("cpu")).model is not None
