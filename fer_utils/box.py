@@ -175,7 +175,7 @@ def put(
             "command": _command(description.recipe),
             "git": known["git"],
             "versions": known["versions"],
-            "machine": known["machine"],
+            "machine": known.get("gpu") or known["machine"],
             "device": known["device"],
             "precision": known["precision"],
             "exported_by": runs.git_state(),

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from fer_utils.emotions import EMOTIONS
 from fer_utils.faces import Images
@@ -80,7 +80,9 @@ def accuracies(scores: Mapping[str, Mapping[str, Interval]], note: str = "", peo
     axes.set_ylim(len(scores) - 0.4, -0.6)
     axes.margins(x=0.18)
     axes.set_xlabel("accuracy")
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    # Ticks at whole numbers: 57.5% would be written as 58%.
+    axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
     grid_lines(axes, "x")
     result.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(views) + 1)
     return result
