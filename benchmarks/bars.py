@@ -133,10 +133,10 @@ def waiting(function: Callable[[], object], device: torch.device, times: int = 1
     def run() -> None:
         for _ in range(times):
             function()
-        if device.type == "cuda":
+        if device.type != "cpu":
             import torch
 
-            torch.cuda.synchronize(device)
+            torch.accelerator.synchronize(device)
 
     return run
 
