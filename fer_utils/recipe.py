@@ -229,12 +229,6 @@ class Recipe(_Strict):
     teacher_views: Literal["same", "one", "flip", "ten_crop"] = "same"
     """What the teacher sees: ``same`` is what the network sees in each step; with the others it is asked once before
     training, for the faces as they are, and answers by the mean over one view, two or ten. That costs no step."""
-    target_momentum: float = Field(0.0, ge=0, lt=1)
-    """What a face's target keeps of itself each time the face is seen; the rest is the network's own answer, so that
-    labels the network never comes to believe fade. 0 is off (self-adaptive training: Huang et al. 2020,
-    arXiv:2002.10319; self-ensemble label correction: Lu and He 2022, arXiv:2205.01156)."""
-    target_warmup: float = Field(0.4, ge=0, le=1)
-    """Share of the epochs before ``target_momentum`` begins: first the network learns from the labels."""
     balance: Literal["none", "loss", "sampling"] = "none"
     """Weigh the loss by inverse class frequency, or draw every emotion equally often."""
     ema: float = Field(0.0, ge=0, lt=1)
@@ -278,10 +272,6 @@ class Recipe(_Strict):
             problems.append("teacher names no run; none is no teacher")
         if self.teacher is not None and (self.mixup or self.cutmix):
             problems.append("a teacher answers for faces as they are: no mixup and no cutmix")
-        if self.target_momentum and (self.teacher is not None or self.mixup or self.cutmix):
-            problems.append("target_momentum moves targets by answers for faces as they are: no mixup, cutmix or teacher")
-        if self.target_momentum and self.balance == "sampling":
-            problems.append("target_momentum moves a face's target once an epoch, and balance sampling repeats faces")
         if any(factor < 0 for factor in self.layer_lr.values()):
             problems.append("layer_lr holds factors of at least 0")
         if any(size < 1 for size in self.head):

@@ -180,8 +180,7 @@ class State:
     teacher: Teacher | None = None
     """Gives the probabilities (B, 7) that are part of the targets; not trained, and not kept in a checkpoint."""
     answers: Tensor | None = None
-    """Of each training face, float32 (N, 7): what the teacher said, where it is asked once and not in every step, or
-    the target that ``target_momentum`` moves."""
+    """What the teacher said of each training face, float32 (N, 7), where it is asked once and not in every step."""
     teacher_sha256: str | None = None
     """Of the teachers' files, with commas between, so that a resume cannot go on with another."""
     sums: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
@@ -388,8 +387,6 @@ def taught_targets(
     The teacher sees the very ``inputs`` that the network sees (Beyer et al. 2022, arXiv:2106.05237), unless it was
     asked before training.
     """
-    if state.recipe.target_momentum and state.answers is not None:
-        return state.answers[batch.faces]
     if state.answers is not None:
         answers = state.answers[batch.faces]
     elif state.teacher is not None:
@@ -398,13 +395,9 @@ def taught_targets(
     else:
         return None
     # A teacher's answer is as soft as it should be: label smoothing is the label's alone.
-    return torch.lerp(smoothed(batch.targets, state.recipe), answers, state.recipe.teacher_share)
-
-
-def smoothed(targets: Tensor, recipe: Recipe) -> Tensor:
-    """Return the labels as the recipe's smoothed probabilities, float32 (N, 7)."""
-    smoothing = recipe.label_smoothing
-    return functional.one_hot(targets, NUM_EMOTIONS).float() * (1 - smoothing) + smoothing / NUM_EMOTIONS
+    smoothing = state.recipe.label_smoothing
+    labels = functional.one_hot(batch.targets, NUM_EMOTIONS).float() * (1 - smoothing) + smoothing / NUM_EMOTIONS
+    return torch.lerp(labels, answers, state.recipe.teacher_share)
 
 
 @contextlib.contextmanager
@@ -454,9 +447,6 @@ def train_step(
         return logits, total
 
     logits, total = backward()
-    if recipe.target_momentum and state.epoch >= recipe.target_warmup * recipe.epochs and state.answers is not None:
-        answers = functional.softmax(logits.detach(), dim=1).to(state.answers.dtype)
-        state.answers[batch.faces] = torch.lerp(answers, state.answers[batch.faces], recipe.target_momentum)
     if recipe.sam:
         with uphill(state.model, recipe.sam):
             state.optimizer.zero_grad(set_to_none=True)
@@ -594,8 +584,6 @@ def _fit(
         if ranks.rank == 0:
             log(f"{recipe.name}: asking the teacher about {len(train):,} faces ({recipe.teacher_views})")
         state.answers = state.teacher.answer(train, recipe.teacher_views, where, arithmetic, ranks)
-    if recipe.target_momentum and state.answers is None:
-        state.answers = smoothed(targets, recipe)
     while state.epoch < recipe.epochs and not _stopped_early(state):
         if stop_after is not None and state.epoch >= stop_after:
             break
