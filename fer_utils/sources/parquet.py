@@ -31,6 +31,7 @@ from fer_utils.sources.reading import (
     Role,
     SourceError,
     label_target,
+    of_rows,
     wrong_count,
     wrong_pixel,
 )
@@ -86,17 +87,7 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path) -> Contents:
         roles += [ROLES.index(role)] * (len(targets) - before)
         if len(targets) == before:
             bad.add(path.name, "an empty split: there is no face in it")
-    bad.check()
-    if not targets:
-        raise bad.nothing_left()
-    return Contents(
-        *pile.all(),
-        np.array(targets, np.int64),
-        np.array(roles, np.int8),
-        np.array(names, np.str_),
-        "files",
-        tuple(bad.skipped),
-    )
+    return of_rows(pile, targets, roles, names, "files", bad)
 
 
 def _read_one(path: Path) -> Iterator[Rows]:

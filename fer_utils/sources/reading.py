@@ -143,6 +143,27 @@ class BadItems:
         return SourceError(f"{self._location} holds no face that can be read{':' if reasons else '.'}{reasons}")
 
 
+def of_rows(
+    pile: Pile, targets: list[int], roles: list[int], names: list[str], told_by: str, bad: BadItems
+) -> Contents:
+    """Return what the reader of a table gathered from its good rows.
+
+    Raises:
+        SourceError: there are bad rows and none may be skipped, or no good one.
+    """
+    bad.check()
+    if not targets:
+        raise bad.nothing_left()
+    return Contents(
+        *pile.all(),
+        np.array(targets, np.int64),
+        np.array(roles, np.int8),
+        np.array(names, np.str_),
+        told_by,
+        tuple(bad.skipped),
+    )
+
+
 def label_target(label: str, role: Role) -> int:
     """Return the canonical target of a label as the challenge numbers it; nothing and -1 mean unlabelled.
 
