@@ -153,8 +153,9 @@ def ablation_figure(found: pd.DataFrame, rows: pd.DataFrame) -> Figure:
             va="center",
         )
     axes.margins(0.1, 0.02)
-    seeds = int(chosen["seeds"].max())
-    spread_told = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    fewest, most = int(chosen["seeds"].min()), int(chosen["seeds"].max())
+    seeds = f"{most}" if fewest == most else f"{fewest} to {most}"
+    spread_told = f"mean and standard deviation over {seeds} seeds" if most > 1 else "one seed"
     label = f"points of validation accuracy against the base's {told}, {spread_told}"
     axes.set_xlabel("\n".join([label, *common]))
     return figure
