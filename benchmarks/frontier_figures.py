@@ -132,13 +132,16 @@ def ablation_figure(found: pd.DataFrame, rows: pd.DataFrame) -> Figure:
     told = f"{100 * stock['val_accuracy'].mean():.1f}%"
     # What the whole sweep was trained with may be long: it stands below, in as many lines as it takes.
     common = textwrap.wrap(f"fast with {base}" if base else "fast as it is", 66)
-    figure = style.figure(f"One change to fast at a time{_note(rows)}", 1.4 + 0.3 * len(chosen) + 0.2 * len(common))
+    height = 1.6 + 0.3 * len(chosen) + 0.2 * len(common)
+    figure = style.figure(f"One change to fast at a time{_note(rows)}", height)
     axes = figure.add_subplot()
     style.grid_lines(axes, "x")
     places = np.arange(len(chosen))
-    points, spread = chosen["accuracy"].to_numpy(float), np.nan_to_num(chosen["accuracy_std"].to_numpy(float))
+    points, deviations = chosen["accuracy"].to_numpy(float), chosen["accuracy_std"].to_numpy(float)
+    spread = np.nan_to_num(deviations)
     colors = [GAIN if value >= 0 else LOSS for value in points]
-    axes.barh(places, points, xerr=spread if spread.any() else None, color=colors, ecolor=style.INK, capsize=2.5)
+    # One seed has no deviation: it is NaN, and nothing is drawn.
+    axes.barh(places, points, xerr=deviations, color=colors, ecolor=style.INK, capsize=2.5)
     axes.axvline(0, color=style.INK, linewidth=0.8)
     axes.set_yticks(places, chosen["name"])
     axes.tick_params(axis="y", length=0)
@@ -156,6 +159,6 @@ def ablation_figure(found: pd.DataFrame, rows: pd.DataFrame) -> Figure:
     fewest, most = int(chosen["seeds"].min()), int(chosen["seeds"].max())
     seeds = f"{most}" if fewest == most else f"{fewest} to {most}"
     spread_told = f"mean and standard deviation over {seeds} seeds" if most > 1 else "one seed"
-    label = f"points of validation accuracy against the base's {told}, {spread_told}"
-    axes.set_xlabel("\n".join([label, *common]))
+    label = f"points of validation accuracy against the base's {told}"
+    axes.set_xlabel("\n".join([label, spread_told, *common]))
     return figure
