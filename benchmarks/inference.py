@@ -102,11 +102,14 @@ def seconds_of_the_command(model: Path, repeats: int) -> float:
     taken = []
     for _ in range(repeats):
         start = time.perf_counter()
-        subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "fer_utils.inference", str(PHOTO), "--model", str(model), "--json"],
-            check=True,
             capture_output=True,
+            text=True,
+            check=False,
         )
+        if done.returncode:
+            raise SystemExit(f"the command failed:\n{done.stderr[-2000:]}")
         taken.append(time.perf_counter() - start)
     return statistics.median(taken)
 

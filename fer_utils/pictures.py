@@ -177,9 +177,10 @@ def _flat(image: Image.Image) -> Image.Image:
 
 
 def _is_tensor(value: Any) -> bool:
-    # Without importing torch: nobody has a tensor who has not.
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
+    # Without importing torch: nobody has a tensor who has not. The command searches its first picture while another
+    # thread imports torch, and until that is done the module is there and its Tensor is not.
+    tensor = getattr(sys.modules.get("torch"), "Tensor", None)
+    return tensor is not None and isinstance(value, tensor)
 
 
 def _split(images: Any) -> Iterator[npt.NDArray[Any]]:

@@ -5,6 +5,7 @@ import json
 import pickle
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -523,6 +524,19 @@ def test_a_wrong_name_is_told_before_torch_is_imported() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == ["2", "False"]
     assert "absent.jpg: error: there is no such file" in done.stderr
+
+
+def test_pictures_are_read_while_another_thread_imports_torch(
+    tmp_path: Path, face: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "face.png"
+    Image.fromarray(face).save(path)
+    # As the command finds it while its network loads: torch is among the modules, and empty yet.
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    (item,) = pictures.pictures(path)
+    assert isinstance(item.picture, Image.Image)
+    (item,) = pictures.pictures([face])
+    assert isinstance(item.picture, Image.Image)
 
 
 def test_pictures_come_one_at_a_time(tmp_path: Path, face: np.ndarray) -> None:
