@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -42,11 +43,18 @@ def load(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint; train first, or name another run")
+    if not zipfile.is_zipfile(path):
+        size = path.stat().st_size
+        raise CheckpointError(
+            f"{path}: is damaged or no checkpoint ({size:,} bytes that are no zip archive): copy it again, train again, "
+            "or name another run"
+        )
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # torch's own message ends with how to load such a file all the same, which nobody should.
         raise CheckpointError(f"{path}: refused, since it holds more than tensors and plain values") from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
         raise CheckpointError(f"{path}: cannot be read, it is damaged or no checkpoint: {error}") from error
     if not isinstance(held, dict) or "state" not in held or "sha256" not in held:
         raise CheckpointError(f"{path}: is no checkpoint of this suite")
@@ -131,7 +139,9 @@ def load_model(run: Run, which: Literal["best", "last"] = "best", device: torch.
     path = run.file(f"{which}.ckpt")
     state = load(path)
     if which == "last":
-        state = state.get("evaluated", state)
+        if "evaluated" not in state:
+            raise CheckpointError(f"{path}: its training has not reached the end of an epoch yet; resume it first")
+        state = state["evaluated"]
     try:
         recipe = recipes.parse(state["recipe"])
         preprocessing = Preprocessing.from_dict(state["preprocessing"])

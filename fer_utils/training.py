@@ -114,12 +114,16 @@ def learning_rates(recipe: Recipe, steps_per_epoch: int) -> npt.NDArray[np.float
 
 
 def image_sizes(recipe: Recipe) -> list[int]:
-    """Return the input size of each epoch: ``image_size``, or rising to it in steps of 4 where ``progressive``."""
+    """Return the input size of each epoch: ``image_size``, or rising to it in steps of 4 where ``progressive``.
+
+    The last epoch has ``image_size`` itself, at which the network is evaluated.
+    """
     if recipe.progressive is None:
         return [recipe.image_size] * recipe.epochs
     low, high = min(recipe.progressive, recipe.image_size), recipe.image_size
     share = np.linspace(0, 1, recipe.epochs) if recipe.epochs > 1 else np.ones(recipe.epochs)
-    return [min(high, low + 4 * round((high - low) * float(part) / 4)) for part in share]
+    rising = [min(high, low + 4 * round((high - low) * float(part) / 4)) for part in share]
+    return [*rising[:-1], high] if rising else []
 
 
 def batch_bounds(n: int, batch_size: int, world: int = 1) -> list[tuple[int, int]]:
@@ -189,7 +193,9 @@ class State:
     best_accuracy: float = -1.0
     best_epoch: int = 0
     seconds: float = 0.0
-    """Time spent so far, over all sessions."""
+    """Time spent on finished epochs, over all sessions."""
+    spent: float = 0.0
+    """Seconds spent so far on the epoch under way, over all sessions."""
 
     @property
     def evaluated(self) -> nn.Module:
@@ -213,6 +219,7 @@ class State:
             "best_accuracy": self.best_accuracy,
             "best_epoch": self.best_epoch,
             "seconds": self.seconds,
+            "spent": self.spent,
         }
 
     def restore(self, held: dict[str, Any]) -> None:
@@ -228,7 +235,7 @@ class State:
         self.answers = None if answers is None else answers.to(self.sums.device)
         self.plateau = dict(held["plateau"])
         self.best_accuracy, self.best_epoch = held["best_accuracy"], held["best_epoch"]
-        self.seconds = held["seconds"]
+        self.seconds, self.spent = held["seconds"], held.get("spent", 0.0)
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module, *, fused: bool) -> torch.optim.Optimizer:
@@ -536,7 +543,8 @@ def fit(
         ``run``.
 
     Raises:
-        TrainingError: the faces are unlabelled or too few, the teacher does not fit, or the loss is not finite.
+        TrainingError: the faces are unlabelled or too few, the teacher does not fit or may know the validation faces,
+            or loss or predictions are not finite.
         RunError: the run holds another recipe's or other data's training, or another process trains in it.
     """
     ranks = Ranks.current()
@@ -568,9 +576,14 @@ def _fit(
     preprocessing = Preprocessing.of(recipe, train)
     state = make_state(recipe, where, arithmetic)
     if recipe.teachers:
-        state.teacher, state.teacher_sha256 = load_teacher(recipe, preprocessing, where)
+        state.teacher, state.teacher_sha256 = load_teacher(recipe, splits, preprocessing, where)
     resumed = _open_run(state, splits, run, resume, where, arithmetic, ranks)
     bounds = batch_bounds(len(train), recipe.batch_size, ranks.world)
+    if state.step >= len(bounds):
+        raise TrainingError(
+            f"{run.path} was interrupted before the last faces of an epoch, and these are too few for {ranks.world} "
+            "processes: resume it in one process"
+        )
     images = torch.from_numpy(train.images).to(where)
     targets = torch.from_numpy(train.targets).to(where)
     weights = torch.tensor(class_weights(recipe, train.targets), device=where, dtype=torch.float32)
@@ -653,19 +666,22 @@ class Teacher(nn.Module):
         return torch.from_numpy(np.mean(every, axis=0)).to(device=device, dtype=torch.float32)
 
 
-def load_teacher(recipe: Recipe, preprocessing: Preprocessing, device: torch.device) -> tuple[Teacher, str]:
+def load_teacher(
+    recipe: Recipe, splits: Splits, preprocessing: Preprocessing, device: torch.device
+) -> tuple[Teacher, str]:
     """Return the best networks of the runs that ``recipe.teacher`` names, and the SHA-256 of their files.
 
     Raises:
         RunError: there is no such run.
         CheckpointError: it has no network that can be read.
-        TrainingError: it is to see what the network that is to be trained sees, and wants its faces prepared in
-            another way.
+        TrainingError: it was trained on other faces than ``splits.train``, or it is to see what the network that is to
+            be trained sees and wants its faces prepared in another way.
     """
     every: list[checkpoint.LoadedModel] = []
     digests: list[str] = []
     for name in recipe.teachers:
         run = Run.open(name)
+        _check_teachers_faces(name, run, splits)
         loaded = checkpoint.load_model(run, "best", device)
         if recipe.teacher_views == "same" and loaded.preprocessing != preprocessing:
             raise TrainingError(
@@ -676,6 +692,18 @@ def load_teacher(recipe: Recipe, preprocessing: Preprocessing, device: torch.dev
         with run.file("best.ckpt").open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     return Teacher(every), ",".join(digests)
+
+
+def _check_teachers_faces(name: str, run: Run, splits: Splits) -> None:
+    # What a teacher knows by heart it tells its student: validation and test faces would be no measure any more.
+    known = run.read_json("env.json")["data"]
+    if known["fingerprint"] != splits.fingerprint():
+        raise TrainingError(
+            f"teacher {name} was trained on other faces or another cut of them (fingerprint {known['fingerprint']}, "
+            f"here {splits.fingerprint()}): it may know this training's validation and test faces by heart. Give this "
+            f"training its data and its cut (val_fraction {run.recipe.val_fraction}, split_seed "
+            f"{run.recipe.split_seed}), or name a teacher of these faces"
+        )
 
 
 def _check_faces(splits: Splits) -> None:
@@ -721,6 +749,9 @@ def _open_run(
                 "back, or train into a new run"
             )
         state.restore(saved)
+        if ranks.rank != 0:
+            # One process saved the sums of the epoch under way, and they are summed over all.
+            state.sums.zero_()
         return True
     if resume is True:
         raise RunError(f"{run.path} has no last.ckpt to resume from: train it first, or leave resume out")
@@ -767,6 +798,7 @@ def _epoch(
     models.set_training_mode(state.model, recipe)
     first, started = state.step, time.perf_counter()
     saved = told = started
+    before = state.spent
     lr_factor = 1.0
     for step in range(first, len(bounds)):
         torch.manual_seed(_step_seed(recipe.seed, state.epoch, step, ranks.rank))
@@ -785,14 +817,11 @@ def _epoch(
             )
         if now - saved > SAVE_EVERY and ranks.world == 1 and step + 1 < len(bounds):
             saved = now
-            checkpoint.save(run.file("last.ckpt"), state.dump())
+            state.spent = before + now - started
+            _save_inside(state, run)
     loss, weight, correct = ranks.sum(state.sums.clone()).tolist()  # waits for the device
-    train_seconds = time.perf_counter() - started
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"the training loss is not finite in epoch {state.epoch + 1}: lower lr (now {recipe.lr}), clip with "
-            f"clip_norm, or train with precision float32; {run.path} keeps the last good epoch"
-        )
+    train_seconds = before + time.perf_counter() - started
+    _check_finite(state, loss, run)
     row: Row = dict.fromkeys(COLUMNS)
     row |= {
         "epoch": state.epoch + 1,
@@ -802,13 +831,13 @@ def _epoch(
         "image_size": plan.size,
     }
     checked = time.perf_counter()
-    row |= _validate(state, splits.val, preprocessing, device, precision, ranks)
+    row |= _validate(state, splits.val, preprocessing, run, device, precision, ranks)
     val_seconds = time.perf_counter() - checked
-    state.epoch, state.step = state.epoch + 1, 0
+    state.epoch, state.step, state.spent = state.epoch + 1, 0, 0.0
     state.sums.zero_()
     state.seconds += train_seconds + val_seconds
     row |= {
-        "images_per_second": (bounds[-1][1] - bounds[first][0]) / train_seconds,
+        "images_per_second": (bounds[-1][1] - bounds[first][0]) / (train_seconds - before),
         "train_seconds": train_seconds,
         "val_seconds": val_seconds,
         "total_seconds": state.seconds,
@@ -817,12 +846,44 @@ def _epoch(
     return row
 
 
+def _check_finite(state: State, loss: float, run: Run) -> None:
+    """Look at the loss, and at the weights too: the last step may have spoilt them after its loss was taken."""
+    tensors = [*state.model.parameters(), *state.evaluated.parameters(), *state.evaluated.buffers()]
+    finite = math.isfinite(loss) and bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
+    if not finite:
+        kept = f"{run.path} keeps epoch {state.epoch}" if state.epoch else "there is no good epoch before it"
+        raise TrainingError(
+            f"loss or weights are not finite in epoch {state.epoch + 1}: lower lr (now {state.recipe.lr}), clip with "
+            f"clip_norm, or train with precision float32; {kept}"
+        )
+
+
+def _save_inside(state: State, run: Run) -> None:
+    """Save inside an epoch, and keep what the last finished epoch left to be evaluated."""
+    _check_finite(state, float(state.sums[0]), run)
+    path = run.file("last.ckpt")
+    evaluated = checkpoint.load(path).get("evaluated") if state.epoch else None
+    checkpoint.save(path, state.dump() | ({"evaluated": evaluated} if evaluated else {}))
+
+
 def _validate(
-    state: State, val: Faces, preprocessing: Preprocessing, device: torch.device, precision: Precision, ranks: Ranks
+    state: State,
+    val: Faces,
+    preprocessing: Preprocessing,
+    run: Run,
+    device: torch.device,
+    precision: Precision,
+    ranks: Ranks,
 ) -> Row:
     if not len(val):
         return {}
     probabilities = evaluate_part(state.evaluated, preprocessing, val, device, precision, ranks)
+    if not np.isfinite(probabilities).all():
+        raise TrainingError(
+            f"the network's answers to validation faces are not finite in {precision} after epoch {state.epoch + 1}: "
+            f"train with precision float32 or bfloat16, or lower lr (now {state.recipe.lr}); {run.path} keeps epoch "
+            f"{state.epoch}"
+        )
     return {
         "val_loss": metrics.nll(probabilities, val.targets),
         "val_accuracy": metrics.accuracy(probabilities, val.targets),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -58,11 +59,24 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
         checkpoint.load(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", b"PK\x03\x04 half a zip"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not a checkpoint at all", b"hello world, how are you", b"version https://git-lfs", b"PK\x03\x04 half a zip"],
+)
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.ckpt"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"a\.ckpt"):
+    with pytest.raises(CheckpointError, match=r"a\.ckpt: is damaged or no checkpoint") as caught:
+        checkpoint.load(path)
+    # torch's own advice about such files is unsafe.
+    assert "weights_only" not in str(caught.value)
+
+
+def test_a_zip_archive_of_other_things_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "no tensors")
+    with pytest.raises(CheckpointError, match=r"a\.ckpt: cannot be read, it is damaged or no checkpoint"):
         checkpoint.load(path)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from fer_utils import checkpoint, models, training
+from fer_utils import checkpoint, models, sources, training
 from fer_utils import recipe as recipes
 from fer_utils.devices import choose_precision
 from fer_utils.faces import Faces, Splits
@@ -114,8 +114,66 @@ def test_a_training_resumed_inside_an_epoch_is_the_same_to_the_byte(
         fit(recipe, splits, parts, device="cpu", log=silent)
     held = checkpoint.load(parts.file("last.ckpt"))
     assert (held["epoch"], held["step"]) == (1, 1)
+    # The finished epoch can be evaluated all the same, and the time of the one under way is counted.
+    assert checkpoint.load_model(parts, "last").epoch == 1
+    assert held["spent"] > 0
+    monkeypatch.setattr(training, "train_step", step)
     fit(recipe, splits, parts, device="cpu", log=silent)
     assert_same_bytes(whole, parts)
+    assert parts.history()["train_seconds"].iloc[1] > held["spent"]
+
+
+def interrupted_inside(recipe: Recipe, splits: Splits, run: Run, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until ``steps`` steps are done and saved."""
+    taken = 0
+    step = training.train_step
+
+    def counted(*arguments: Any) -> None:
+        nonlocal taken
+        if taken == steps:
+            raise KeyboardInterrupt
+        taken += 1
+        step(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "SAVE_EVERY", -1.0)
+        patched.setattr(training, "train_step", counted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(recipe, splits, run, device="cpu", log=silent)
+    held = checkpoint.load(run.file("last.ckpt"))
+    assert (held["epoch"], held["step"]) == (0, steps)
+
+
+def test_before_the_first_epochs_end_there_is_no_last_network(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.create(tmp_path / "run")
+    interrupted_inside(tiny(), splits, run, 2, monkeypatch)
+    with pytest.raises(checkpoint.CheckpointError, match="has not reached the end of an epoch"):
+        checkpoint.load_model(run, "last")
+
+
+def test_what_is_not_finite_is_not_saved_inside_an_epoch(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SAVE_EVERY", -1.0)
+    run = Run.create(tmp_path / "run")
+    recipe = tiny(optimizer="sgd", lr=1e30, schedule="constant", precision="float32", ema=0.0)
+    with pytest.raises(TrainingError, match="not finite in epoch 1.*there is no good epoch"):
+        fit(recipe, splits, run, device="cpu", log=silent)
+    held = checkpoint.load(run.file("last.ckpt"))["model"] if run.has("last.ckpt") else {}
+    assert all(torch.isfinite(value).all() for value in held.values())
+
+
+def test_weights_that_the_last_step_spoils_are_told(splits: Splits, tmp_path: Path) -> None:
+    # One step an epoch: its loss is finite, and what it leaves is not.
+    recipe = tiny(
+        optimizer="sgd", lr=1e38, momentum=0.0, schedule="constant", precision="float32", ema=0.0, batch_size=400
+    )
+    run = Run.create(tmp_path / "run")
+    with pytest.raises(TrainingError, match=r"not finite .*lower lr"):
+        fit(recipe, splits, run, device="cpu", log=silent)
+    assert not run.has("best.ckpt")
 
 
 def test_seeds_make_different_trainings_and_the_same_seed_the_same(splits: Splits, tmp_path: Path) -> None:
@@ -214,6 +272,9 @@ def test_progressive_sizes_rise_in_steps_of_four_to_the_last() -> None:
     assert (sizes[0], sizes[-1], len(sizes)) == (32, 48, 9)
     assert sizes == sorted(sizes)
     assert {size % 4 for size in sizes} == {0}
+    # Steps of four from 24 do not meet 50, at which the network is evaluated.
+    assert training.image_sizes(tiny(progressive=24, image_size=50, epochs=4))[-1] == 50
+    assert training.image_sizes(tiny(progressive=24, epochs=0)) == []
 
 
 def test_every_face_is_in_one_batch() -> None:
@@ -336,6 +397,9 @@ def test_a_teacher_that_changed_or_does_not_fit_is_refused(splits: Splits, tmp_p
         fit(
             tiny(teacher=f"{teacher.path},{tmp_path / 'nowhere'}"), splits, Run.create(tmp_path / "another"), log=silent
         )
+    recut = sources.load("synthetic:400", val_fraction=0.3, cache=False)
+    with pytest.raises(TrainingError, match=r"other faces or another cut.*val_fraction None, split_seed 0"):
+        fit(recipe, recut, Run.create(tmp_path / "recut"), device="cpu", log=silent)
     other = fit(tiny(epochs=1, seed=1), splits, Run.create(tmp_path / "second"), device="cpu", log=silent)
     teacher.file("best.ckpt").write_bytes(other.file("best.ckpt").read_bytes())
     with pytest.raises(RunError, match="another network"):
@@ -470,10 +534,23 @@ def test_two_processes_train_the_same_weights_as_one(tmp_path: Path) -> None:
     assert {path.name for path in runs[0].path.iterdir()} == {path.name for path in runs[1].path.iterdir()}
 
 
+def test_two_processes_finish_an_epoch_that_one_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny(**EXACT | {"epochs": 1})
+    splits = synthetic.generate(400)
+    whole = fit(recipe, splits, Run.create(tmp_path / "whole"), device="cpu", log=silent)
+    begun = Run.create(tmp_path / "begun")
+    interrupted_inside(recipe, splits, begun, 3, monkeypatch)
+    for _ in training.launch(recipe, "synthetic:400", begun, 2, device="cpu"):
+        pass
+    # No face is counted twice.
+    for column in ("train_loss", "train_accuracy", "val_loss"):
+        np.testing.assert_allclose(begun.history()[column], whole.history()[column], rtol=1e-9)
+
+
 def test_a_failing_process_stops_all_with_its_own_message(tmp_path: Path) -> None:
     recipe = tiny(optimizer="sgd", lr=1e30, schedule="constant", precision="float32", ema=0.0, epochs=1)
     run = Run.create(tmp_path / "run")
-    with pytest.raises(TrainingError, match="loss is not finite"):
+    with pytest.raises(TrainingError, match="loss or weights are not finite"):
         for _ in training.launch(recipe, "synthetic:200", run, 2, device="cpu"):
             pass
     assert not run.has("launch.yaml")
