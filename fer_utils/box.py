@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,9 +24,9 @@ import torch
 from fer_utils import models
 from fer_utils import recipe as recipes
 from fer_utils.emotions import EMOTIONS
-from fer_utils.export import Engine, ExportError, TorchEngine, faces_of, of_run, open_file, sha256, write_safetensors
+from fer_utils.export import Engine, ExportError, TorchEngine, faces_of, of_run, open_file, write_safetensors
 from fer_utils.faces import SIZE, Splits
-from fer_utils.files import write_json, write_text
+from fer_utils.files import sha256, write_json, write_text
 from fer_utils.recipe import Recipe, RecipeError
 
 if TYPE_CHECKING:
@@ -223,14 +224,10 @@ def score(engine: Engine, splits: Splits) -> dict[str, Any]:
 def _command(recipe: Recipe) -> str:
     """The command that trains this recipe; what differs from the one in the box of its name is given as parameters."""
     command = f"papermill notebooks/03_train.ipynb out.ipynb -p data DATA -p recipe {recipe.name}"
-    try:
-        base = recipes.load(recipe.name).model_dump(mode="json")
-    except RecipeError:
-        return command.replace(f"recipe {recipe.name}", f"recipe {recipe.name}.yaml")
-    for name, value in recipe.model_dump(mode="json").items():
-        if value != base[name] and name != "description":
-            command += f" -p {name} {json.dumps(value) if not isinstance(value, str) else value}"
-    return command
+    changed = recipes.changes(recipe)
+    if changed is None:
+        return f"{command}.yaml"
+    return " ".join([command, *(f"-p {name} {shlex.quote(value)}" for name, value in changed.items())])
 
 
 def card(name: str, model: Boxed) -> str:

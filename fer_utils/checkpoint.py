@@ -46,8 +46,8 @@ def load(path: Path) -> dict[str, Any]:
     if not zipfile.is_zipfile(path):
         size = path.stat().st_size
         raise CheckpointError(
-            f"{path}: is damaged or no checkpoint ({size:,} bytes that are no zip archive): copy it again, train again, "
-            "or name another run"
+            f"{path}: is damaged or no checkpoint ({size:,} bytes that are no zip archive): copy it again, "
+            "train again, or name another run"
         )
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,13 +91,19 @@ def train(
     wanted = [recipes.load(name, {**(overrides or {}), "seed": seed}) for name in names for seed in seeds]
     if not wanted:
         raise RecipeError("there is nothing to train: name at least one recipe and one seed")
+    twice = [key for key, times in Counter((recipe.name, recipe.seed) for recipe in wanted).items() if times > 1]
+    if twice:
+        name, seed = twice[0]
+        raise RecipeError(
+            f"recipe {name} with seed {seed} is to be trained twice, into one run: name it once, or give recipes of "
+            "different files different names"
+        )
     done = []
     for number, recipe in enumerate(wanted, start=1):
         run = Run.create(out / f"{recipe.name}-seed{recipe.seed}")
         log(f"[{number}/{len(wanted)}] {recipe.name}, seed {recipe.seed}: {run.path}")
-        before = len(run.history())
         fit(recipe, splits, run, device=device, log=log)
-        if not run.has("metrics.json") or len(run.history()) > before:
+        if not evaluation.is_current(run):
             evaluation.evaluate(run, splits, device=device)
         done.append(run)
     return done
@@ -120,26 +127,27 @@ def gather(runs: Sequence[Run], splits: Splits) -> list[Entry]:
     entries = []
     for members in groups.values():
         recipe = members[0].recipe
-        changed, without_weights = _changes(recipe)
-        label = recipe.name + (f" ({changed})" if changed else "")
+        label, without_weights = _label(recipe, [others[0].recipe for others in groups.values()])
         held = tuple(evaluation.load_evaluation(run, splits) for run in members)
         entries.append(Entry(label, recipe, tuple(members), held, without_weights))
     return sorted(entries, key=lambda entry: (not entry.ranked, -_validation_accuracy(entry)))
 
 
-def _changes(recipe: Recipe) -> tuple[str, bool]:
-    """Return what differs from the recipe's file, and whether it lacks the ImageNet weights of its file."""
-    try:
-        original = recipes.load(recipe.name)
-    except RecipeError:
-        return "", False
-    differing = {
-        name: getattr(recipe, name)
-        for name in Recipe.model_fields
-        if name not in _HOW_IT_RAN and getattr(recipe, name) != getattr(original, name)
-    }
-    told = ", ".join(f"{name} {value}" for name, value in differing.items())
-    return told, original.weights == "imagenet" and recipe.weights == "none"
+def _label(recipe: Recipe, every: Sequence[Recipe]) -> tuple[str, bool]:
+    """Return a name that tells the recipe from all others, and whether it lacks the ImageNet weights of its file.
+
+    It holds what differs from the recipe's file or, for a recipe of one's own, from others of its name.
+    """
+    changed = recipes.changes(recipe)
+    if changed is None:
+        namesakes = [other.model_dump(mode="json") for other in every if other.name == recipe.name]
+        mine = recipe.model_dump(mode="json")
+        changed = {name: value for name, value in mine.items() if any(other[name] != value for other in namesakes)}
+        lacks_weights = False
+    else:
+        lacks_weights = "weights" in changed and recipe.weights == "none"
+    told = ", ".join(f"{name} {value}" for name, value in changed.items() if name not in _HOW_IT_RAN)
+    return recipe.name + (f" ({told})" if told else ""), lacks_weights
 
 
 def _validation_accuracy(entry: Entry) -> float:

@@ -18,6 +18,7 @@ faces. Test scores are reported and choose nothing.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, get_args
@@ -34,7 +35,7 @@ from fer_utils.checkpoint import load_model
 from fer_utils.devices import choose_device, choose_precision
 from fer_utils.emotions import EMOTIONS, UNLABELLED
 from fer_utils.faces import Faces, Images, Part, Splits
-from fer_utils.files import replacing
+from fer_utils.files import replacing, sha256
 from fer_utils.metrics import Comparison, Interval, Measured
 from fer_utils.prediction import TTA, predict
 from fer_utils.runs import SCHEMA_VERSION, Run, describe_data
@@ -250,6 +251,8 @@ def evaluate(
         )
 
     where = choose_device(device)
+    # Before it is read: what a training puts there meanwhile is another network.
+    known = sha256(run.file("best.ckpt")) if run.has("best.ckpt") else None
     loaded = load_model(run, device=where)
     arithmetic = choose_precision(precision or loaded.recipe.precision, where)
     found = audited or audit(splits)
@@ -284,14 +287,14 @@ def evaluate(
     values = {
         "run": run.path.name,
         "recipe": loaded.recipe.name,
-        "checkpoint": {"file": "best.ckpt", "epoch": loaded.epoch},
+        "checkpoint": {"file": "best.ckpt", "epoch": loaded.epoch, "sha256": known},
         "device": str(where),
         "precision": arithmetic,
         "data": {**describe_data(splits), "of_the_training": same_data},
         **measure(predictions, part, draws=draws, seed=seed),
     }
     _write_predictions(run, predictions, splits.fingerprint())
-    run.write_json("metrics.json", values)
+    run.write_json("metrics.json", {**values, "predictions_sha256": sha256(run.file("predictions.parquet"))})
     return Evaluation(predictions, run.read_json("metrics.json"))
 
 
@@ -318,12 +321,13 @@ def measure(
                 for view in views
             }
     reported: Part = part or ("val" if "test" not in labelled and "val" in labelled else "test")
+    lacking = "the test faces have no labels" if len(_rows(predictions, "test")) else "there are no test faces"
     note = {
-        "test": "" if reported in labelled else "the test faces have no labels: there are predictions but no scores",
+        "test": "" if reported in labelled else f"{lacking}: there are predictions but no scores",
         "val": "scores are of validation faces, on which the epoch was chosen: they are a little too good",
     }[reported]
-    if part is None and reported == "val":
-        note = "the test faces have no labels, so " + note
+    if reported == "val" and "test" not in labelled:
+        note = f"{lacking}, so {note}"
     quoted = next((name for name in (f"{reported}_clean", reported) if name in scores), None)
     return {
         "emotions": list(EMOTIONS),
@@ -392,7 +396,7 @@ def data_of(run: Run) -> str:
 
 
 def load_evaluation(run: Run, splits: Splits | None = None) -> Evaluation:
-    """Read what ``evaluate`` stored in a run, and check that it is whole.
+    """Read what ``evaluate`` stored in a run, and check that it is whole and of the network that is there now.
 
     Args:
         run: an evaluated run.
@@ -400,7 +404,8 @@ def load_evaluation(run: Run, splits: Splits | None = None) -> Evaluation:
 
     Raises:
         RunError: the run has no evaluation or another version of the suite wrote it.
-        EvaluationError: the predictions are unreadable, lack faces or hold others, or have another label order.
+        EvaluationError: the predictions are unreadable, lack faces or hold others, or have another label order; or the
+            run was trained further since.
     """
     values = run.read_json("metrics.json")
     if values.get("emotions") != list(EMOTIONS):
@@ -414,9 +419,28 @@ def load_evaluation(run: Run, splits: Splits | None = None) -> Evaluation:
             f"{run.file('predictions.parquet')} holds {_counts(faces)} faces, but metrics.json is of "
             f"{_counts(values['faces'])}: evaluate the run again"
         )
+    if reason := _outdated(run, values):
+        raise EvaluationError(f"{run.path} {reason}: evaluate the run again")
     if splits is not None:
         _check_faces(predictions, splits)
     return Evaluation(predictions, values)
+
+
+def is_current(run: Run) -> bool:
+    """Return whether a run has an evaluation, and of the network that is its best now."""
+    return run.has("metrics.json") and not _outdated(run, run.read_json("metrics.json"))
+
+
+def _outdated(run: Run, values: Mapping[str, Any]) -> str:
+    """Say why what is stored does not belong together; nothing where it does."""
+    network, predictions = run.file("best.ckpt"), run.file("predictions.parquet")
+    if not predictions.is_file() or values.get("predictions_sha256") != sha256(predictions):
+        # An evaluation that was interrupted between its two files.
+        return "has a metrics.json that is not of its predictions.parquet"
+    # A run without its checkpoint, copied to be read, has nothing that its evaluation could contradict.
+    if network.is_file() and values["checkpoint"].get("sha256") != sha256(network):
+        return "has another network than when it was evaluated"
+    return ""
 
 
 def _write_predictions(run: Run, predictions: pd.DataFrame, fingerprint: str) -> None:
@@ -456,10 +480,11 @@ def _check_faces(predictions: pd.DataFrame, splits: Splits) -> None:
         expected = faces.digests.astype(str)
         held = rows["digest"].to_numpy(dtype=str)
         if len(held) != len(expected) or (held != expected).any():
-            lacking = len(faces) - len(np.intersect1d(held, expected))
+            # Copies count each for itself.
+            lacking = sum((Counter(expected.tolist()) - Counter(held.tolist())).values())
             raise EvaluationError(
-                f"predictions are of other {name} faces: {len(held):,} rows for {len(faces):,} faces, "
-                f"{max(lacking, 0):,} of them without a prediction of their own. Evaluate the run on this data"
+                f"predictions are of other {name} faces, or in another order: {len(held):,} rows for {len(faces):,} "
+                f"faces, {lacking:,} of them without a prediction of their own. Evaluate the run on this data"
             )
         if (rows["target"].to_numpy(dtype=np.int64) != faces.targets).any() and faces.labelled:
             raise EvaluationError(f"predictions hold other targets for the {name} faces: evaluate the run on this data")

@@ -45,7 +45,7 @@ from fer_utils import recipe as recipes
 from fer_utils.devices import DeviceError, choose_device
 from fer_utils.emotions import EMOTIONS
 from fer_utils.faces import SIZE, Splits
-from fer_utils.files import replacing, write_json
+from fer_utils.files import replacing, sha256, write_json
 from fer_utils.prediction import predict
 from fer_utils.preprocessing import Preprocessing
 from fer_utils.recipe import Recipe, RecipeError
@@ -529,12 +529,6 @@ def _digest(values: dict[str, Any], content: Iterator[bytes]) -> str:
         hasher.update(len(piece).to_bytes(8, "little"))
         hasher.update(piece)
     return hasher.hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # -- all of it --------------------------------------------------------------------------------------------------------

@@ -335,6 +335,21 @@ def load(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> Reci
     return _validate(values, lines, str(path))
 
 
+def changes(recipe: Recipe) -> dict[str, str] | None:
+    """Return what differs from the recipe of its name in the box, as text that ``load`` takes as overrides.
+
+    Name and description aside. None where the box has no recipe of that name.
+    """
+    if recipe.name not in names():
+        return None
+    base = load(recipe.name).model_dump(mode="json")
+    told = {}
+    for name, value in recipe.model_dump(mode="json").items():
+        if value != base[name] and name not in ("name", "description"):
+            told[name] = value if isinstance(value, str) else "none" if value is None else json.dumps(value)
+    return told
+
+
 def parse(text: str) -> Recipe:
     """Read a recipe from the YAML that ``Recipe.dump`` wrote into a run or an export.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import html
-import json
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -217,35 +216,28 @@ class _About:
         missing = [VIEW_TITLES[view] for view in VIEW_TITLES if view not in self.found.views]
         if missing:
             told.append(f"Test-time augmentation: {' and '.join(missing)}.")
-        if self.found.part != "test":
-            told.append("The test faces: they have no labels, so scores are of validation faces.")
+        if "test" not in self.found.metrics["scores"]:
+            why = "they have no labels" if self.found.metrics["faces"]["test"] else "there are none"
+            told.append(f"Test faces: {why}, so scores are of validation faces.")
         return told
 
     def commands(self) -> list[str]:
         """The commands that give this run again."""
-        out = shlex.quote(f"outputs/{self.run.path.name}")
-        changes = self._changes()
-        named = f"--recipe {self.recipe.name}" if changes is not None else "--recipe recipe.yaml"
-        sets = [f"--set {shlex.quote(f'{name}={value}')}" for name, value in (changes or {}).items()]
-        data = shlex.quote(evaluation.data_of(self.run))
+        there = f"outputs/{self.run.path.name}"
+        again = shlex.quote(f"{there}-again")
+        changed = recipes.changes(self.recipe)
+        # A recipe of one's own lies in the run alone.
+        named = self.recipe.name if changed is not None else f"{there}/recipe.yaml"
+        words = ["python -m fer_utils.training", f"--data {shlex.quote(evaluation.data_of(self.run))}"]
+        words += [f"--recipe {shlex.quote(named)}"]
+        words += [f"--set {shlex.quote(f'{name}={value}')}" for name, value in (changed or {}).items()]
+        skipped = bool(self.env["data"]["skipped"])
+        words += ["--on-bad skip"] if skipped else []
+        skipping = " -p on_bad skip" if skipped else ""
         return [
-            " ".join(["python -m fer_utils.training", f"--data {data}", named, *sets, f"--out {out}"]),
-            f"papermill notebooks/04_evaluate.ipynb out.ipynb -p run {out}",
+            " ".join([*words, f"--out {again}"]),
+            f"papermill notebooks/04_evaluate.ipynb out.ipynb -p run {again}{skipping}",
         ]
-
-    def _changes(self) -> dict[str, str] | None:
-        """Return what was changed against the recipe's file, as text; None where only ``recipe.yaml`` can tell it."""
-        if self.recipe.name not in recipes.names():
-            return None
-        base = recipes.load(self.recipe.name).model_dump(mode="json")
-        changes = {}
-        for name, value in self.recipe.model_dump(mode="json").items():
-            if value != base[name] and name not in ("name", "description"):
-                # None as an override is "as the recipe says", so it cannot be given.
-                if value is None:
-                    return None
-                changes[name] = value if isinstance(value, str) else json.dumps(value)
-        return changes
 
     def commit(self) -> str:
         git = self.env["git"]

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import hashlib
 import math
 import os
 import subprocess
@@ -39,7 +38,7 @@ from fer_utils.augment import Draws, MixDraws, augment, draw, epoch_order, mix, 
 from fer_utils.devices import Precision, autocast, choose_device, choose_precision, keep_freed_memory
 from fer_utils.emotions import NUM_EMOTIONS
 from fer_utils.faces import Faces, Splits, cut
-from fer_utils.files import held_alone
+from fer_utils.files import held_alone, sha256
 from fer_utils.prediction import TTA, predict
 from fer_utils.preprocessing import Preprocessing
 from fer_utils.recipe import Recipe, RecipeError
@@ -689,8 +688,7 @@ def load_teacher(
                 "channels and normalize to the teacher's, ask it before training (teacher_views: flip), or name another"
             )
         every.append(replace(loaded, model=_channels_last(loaded.model.requires_grad_(False), device)))
-        with run.file("best.ckpt").open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        digests.append(sha256(run.file("best.ckpt")))
     return Teacher(every), ",".join(digests)
 
 

@@ -61,7 +61,13 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"not a checkpoint at all", b"hello world, how are you", b"version https://git-lfs", b"PK\x03\x04 half a zip"],
+    [
+        b"",
+        b"not a checkpoint at all",
+        b"hello world, how are you",
+        b"version https://git-lfs",
+        b"PK\x03\x04 half a zip",
+    ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.ckpt"

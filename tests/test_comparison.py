@@ -104,6 +104,15 @@ def test_finished_runs_are_taken_as_they_are(runs: list[Run], synthetic_splits: 
     assert [run.file("metrics.json").stat().st_mtime_ns for run in again] == before
 
 
+def test_an_outdated_evaluation_is_done_again(runs: list[Run], synthetic_splits: Splits, folder: Path) -> None:
+    values = runs[0].read_json("metrics.json")
+    runs[0].write_json("metrics.json", {**values, "checkpoint": {**values["checkpoint"], "sha256": "0" * 64}})
+    with pytest.raises(EvaluationError, match="evaluate the run again"):
+        comparison.gather(runs, synthetic_splits)
+    comparison.train(["custom_cnn", "one_cycle"], [0, 1], synthetic_splits, folder, overrides=QUICK, device="cpu")
+    assert runs[0].read_json("metrics.json")["checkpoint"] == values["checkpoint"]
+
+
 def test_minutes_to_60_percent_is_the_first_epoch_that_reaches_it() -> None:
     history = pd.DataFrame({"val_accuracy": [0.5, 0.61, 0.59, 0.7], "total_seconds": [60.0, 120.0, 180.0, 240.0]})
     assert comparison.minutes_to(history) == 2.0
@@ -117,7 +126,29 @@ def test_mistakes_are_told_before_anything_is_trained(synthetic_splits: Splits, 
         comparison.train([], [0], synthetic_splits, tmp_path)
     with pytest.raises(EvaluationError, match="no runs"):
         comparison.gather([], synthetic_splits)
-    assert list(tmp_path.iterdir()) == []
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: fast\nlr: 0.01\n")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.yaml").write_text("extends: fast\nlr: 0.02\n")
+    out = tmp_path / "out"
+    with pytest.raises(RecipeError, match="mine with seed 0 is to be trained twice"):
+        comparison.train([str(mine), str(tmp_path / "other" / "mine.yaml")], [0], synthetic_splits, out)
+    assert not out.exists()
+
+
+def test_namesakes_are_told_apart(synthetic_splits: Splits, tmp_path: Path) -> None:
+    for name, lr in (("a", 0.01), ("b", 0.02)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.yaml").write_text(f"extends: custom_cnn\nlr: {lr}\n")
+    runs = [
+        comparison.train(
+            [str(tmp_path / name / "mine.yaml")], [0], synthetic_splits, tmp_path / name, overrides=QUICK, device="cpu"
+        )[0]
+        for name in "ab"
+    ]
+    entries = comparison.gather(runs, synthetic_splits)
+    assert {entry.label for entry in entries} == {"mine (lr 0.01)", "mine (lr 0.02)"}
+    assert len(comparison.recalls(entries, "test")) == 2
 
 
 def test_figures_show_every_system(entries: list[Entry], synthetic_splits: Splits) -> None:

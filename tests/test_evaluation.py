@@ -1,6 +1,7 @@
 """Evaluation: every metric recomputed with scikit-learn from the stored table, and what is refused."""
 
 import dataclasses
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -19,6 +20,7 @@ from fer_utils.checkpoint import CheckpointError
 from fer_utils.emotions import EMOTIONS
 from fer_utils.evaluation import Evaluation, EvaluationError, columns, evaluate, load_evaluation
 from fer_utils.faces import Faces, Splits
+from fer_utils.files import sha256
 from fer_utils.preprocessing import Preprocessing
 from fer_utils.recipe import Recipe
 from fer_utils.runs import Run, RunError
@@ -182,7 +184,8 @@ def test_predictions_are_those_of_the_best_epoch(trained: Run, splits: Splits, f
     with torch.inference_mode():
         logits = loaded.model(loaded.preprocessing(torch.from_numpy(splits.test.images)))
     np.testing.assert_allclose(found.probabilities("test"), logits.softmax(dim=1).numpy(), atol=1e-5)
-    assert found.metrics["checkpoint"] == {"file": "best.ckpt", "epoch": loaded.epoch}
+    digest = hashlib.sha256(trained.file("best.ckpt").read_bytes()).hexdigest()
+    assert found.metrics["checkpoint"] == {"file": "best.ckpt", "epoch": loaded.epoch, "sha256": digest}
 
 
 def test_what_is_read_back_is_what_was_found(trained: Run, splits: Splits, found: Evaluation) -> None:
@@ -393,17 +396,41 @@ def test_predictions_that_lack_faces_or_columns_are_refused(run: Run, splits: Sp
         load_evaluation(run)
 
 
+def test_an_evaluation_of_another_network_is_refused(run: Run, splits: Splits, tiny_recipe: Recipe) -> None:
+    assert evaluation.is_current(run)
+    model = models.build(tiny_recipe)
+    preprocessing = Preprocessing.of(tiny_recipe, splits.train)
+    checkpoint.save(run.file("best.ckpt"), checkpoint.model_state(model, preprocessing, tiny_recipe, 3))
+    assert not evaluation.is_current(run)
+    with pytest.raises(EvaluationError, match="another network than when it was evaluated: evaluate the run again"):
+        load_evaluation(run, splits)
+    run.file("best.ckpt").unlink()
+    load_evaluation(run, splits)  # a run that was copied to be read
+
+
+def test_half_an_evaluation_is_refused(run: Run) -> None:
+    # Interrupted between its two files: the rows are as many as before, and other numbers.
+    table = pd.read_parquet(run.file("predictions.parquet"))
+    table[columns()] = table[columns()].to_numpy()[:, ::-1]
+    rewrite_table(run, table)
+    assert not evaluation.is_current(run)
+    with pytest.raises(EvaluationError, match=r"metrics\.json that is not of its predictions\.parquet"):
+        load_evaluation(run)
+
+
 def test_predictions_of_other_faces_or_targets_are_refused(run: Run, splits: Splits) -> None:
     table = pd.read_parquet(run.file("predictions.parquet"))
     swapped = table.copy()
     swapped.loc[swapped.index[-1], "digest"] = "0" * 32
     rewrite_table(run, swapped)
+    rewrite(run, {"predictions_sha256": sha256(run.file("predictions.parquet"))})
     load_evaluation(run)  # alone it cannot be told
-    with pytest.raises(EvaluationError, match=r"other test faces: .* 1 of them without"):
+    with pytest.raises(EvaluationError, match=r"other test faces, .* 1 of them without"):
         load_evaluation(run, splits)
     relabelled = table.copy()
     relabelled.loc[0, "target"] = (relabelled.loc[0, "target"] + 1) % 7
     rewrite_table(run, relabelled)
+    rewrite(run, {"predictions_sha256": sha256(run.file("predictions.parquet"))})
     with pytest.raises(EvaluationError, match="other targets for the val faces"):
         load_evaluation(run, splits)
 

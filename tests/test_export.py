@@ -20,6 +20,7 @@ from fer_utils.devices import DeviceError
 from fer_utils.emotions import EMOTIONS
 from fer_utils.export import ExportError
 from fer_utils.faces import Splits
+from fer_utils.files import sha256
 from fer_utils.inference import Classifier
 from fer_utils.preprocessing import Preprocessing
 from fer_utils.recipe import Recipe
@@ -121,7 +122,7 @@ def test_what_was_written_is_listed(folder: Path) -> None:
     for item in listed:
         path = folder / item["file"]
         assert item["bytes"] == path.stat().st_size
-        assert item["sha256"] == export.sha256(path)
+        assert item["sha256"] == sha256(path)
     by_format = {item["format"]: item for item in listed}
     assert by_format["onnx"]["agreement"]["difference"] < 1e-5
     assert by_format["pt2"]["agreement"] is None

@@ -154,6 +154,7 @@ def test_the_command_gives_the_same_recipe(run: Run) -> None:
         run.recipe,
         recipes.load("fast"),
         recipes.load("fast", changes),
+        recipes.load("fast", {"val_fraction": 0.05, "clip_norm": "none", "train_layers": ["layer4", "fc"]}),
         recipes.load("fast", {"augment": {"flip": 0.25, "scale": [0.8, 1.2]}}),
     ):
         run.write_recipe(recipe)
@@ -170,7 +171,32 @@ def test_the_command_gives_the_same_recipe(run: Run) -> None:
 def test_a_recipe_of_ones_own_is_named_by_its_file(run: Run) -> None:
     run.write_recipe(recipes.load("fast").model_copy(update={"name": "mine"}))
     report.write(run)
-    assert "--recipe recipe.yaml" in run.file("MODEL_CARD.md").read_text()
+    assert f"--recipe outputs/{run.path.name}/recipe.yaml" in run.file("MODEL_CARD.md").read_text()
+
+
+def test_the_command_skips_what_the_training_skipped(run: Run) -> None:
+    env = run.read_json("env.json")
+    env["data"]["skipped"] = [{"name": "a.png", "reason": "is empty"}]
+    run.write_json("env.json", env)
+    report.write(run)
+    card = run.file("MODEL_CARD.md").read_text()
+    assert "--on-bad skip --out" in card
+    assert "-p on_bad skip" in card
+
+
+def test_scores_of_validation_on_request_say_nothing_false_of_the_test_faces(run: Run, splits: Splits) -> None:
+    evaluation.evaluate(run, splits, part="val", device="cpu", draws=20)
+    page = Page(report.write(run).read_text(encoding="utf-8")).text
+    assert "have no labels" not in page
+    assert "a little too good" in page
+
+
+def test_missing_test_faces_are_told_of(run: Run, splits: Splits) -> None:
+    nobody = Faces(splits.test.images[:0], splits.test.targets[:0], splits.test.names[:0])
+    evaluation.evaluate(run, dataclasses.replace(splits, test=nobody), device="cpu", draws=20)
+    page = Page(report.write(run).read_text(encoding="utf-8")).text
+    assert "have no labels" not in page
+    assert "There are no test faces" in page
 
 
 def test_what_a_user_wrote_is_shown_as_text(run: Run) -> None:

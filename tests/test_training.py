@@ -159,7 +159,7 @@ def test_what_is_not_finite_is_not_saved_inside_an_epoch(
     monkeypatch.setattr(training, "SAVE_EVERY", -1.0)
     run = Run.create(tmp_path / "run")
     recipe = tiny(optimizer="sgd", lr=1e30, schedule="constant", precision="float32", ema=0.0)
-    with pytest.raises(TrainingError, match="not finite in epoch 1.*there is no good epoch"):
+    with pytest.raises(TrainingError, match=r"not finite in epoch 1.*there is no good epoch"):
         fit(recipe, splits, run, device="cpu", log=silent)
     held = checkpoint.load(run.file("last.ckpt"))["model"] if run.has("last.ckpt") else {}
     assert all(torch.isfinite(value).all() for value in held.values())
