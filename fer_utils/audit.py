@@ -478,6 +478,7 @@ class Audit:
     def to_dict(self) -> dict[str, Any]:
         """Return all for ``audit.json``: counts, leakage, names of faces in conflict or blank, unclean digests."""
         kinds: list[Kind] = ["exact"] if self.near is None else ["exact", "near"]
+        clean = {"exact": self.clean} | ({} if self.near is None else {"near": self.clean_near})
         constant, blank = self.table[self.constant], self.table[self.blank]
         return {
             "counts": self.counts(),
@@ -496,10 +497,10 @@ class Audit:
             "nearly_blank": [f"{part}: {name}" for part, name in zip(blank["part"], blank["name"], strict=True)],
             "unclean": {
                 kind: {
-                    part: sorted({str(d, "ascii") for d in self.splits[part].digests[~clean[part]]})
+                    part: sorted({str(d, "ascii") for d in self.splits[part].digests[~clean[kind][part]]})
                     for part in ("val", "test")
                 }
-                for kind, clean in (("exact", self.clean), *((("near", self.clean_near),) if self.near else ()))
+                for kind in kinds
             },
             "thresholds": {
                 "hash_correlation": HASH_CORRELATION,

@@ -146,14 +146,16 @@ def maps(model: nn.Module, preprocessing: Preprocessing, images: Images, *, stri
 
 def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
     """Return a copy of a network with weights drawn anew, which knows nothing; torch's generator is left alone."""
-    made = copy.deepcopy(model)
+    device = next(model.parameters()).device
+    made = copy.deepcopy(model).cpu()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # torch.manual_seed would seed the generators of GPUs as well, for good.
+        torch.default_generator.manual_seed(seed)
         for module in made.modules():
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
                 reset()
-    return made
+    return made.to(device)
 
 
 def similarity(a: Maps, b: Maps) -> npt.NDArray[np.float64]:

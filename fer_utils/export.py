@@ -502,7 +502,7 @@ def open_file(path: str | Path, device: str | None = "cpu") -> Engine:
         )
     if head[8:9] == b"{" or file.suffix == ".safetensors":
         return _read_safetensors(file, where)
-    if where.type != "cpu" and device != "auto":
+    if where.type != "cpu" and device not in (None, "auto"):
         raise DeviceError(f"device {device!r}: ONNX files run on the CPU; use cpu, or a safetensors file")
     return _read_onnx(file)
 

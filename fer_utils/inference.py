@@ -279,7 +279,7 @@ def located(images: Input, *, detect: Detect = "auto") -> Iterator[Located]:
             yield Located(item.source, None, (), (), str(item.picture))
             continue
         image = item.picture
-        if detect is False or (detect == "auto" and is_face(image)):
+        if not detect or (detect == "auto" and is_face(image)):
             yield Located(item.source, image.size, (Box(0, 0, *image.size),), (as_face(image),))
             continue
         grey = to_grey(image)
@@ -311,7 +311,8 @@ def to_table(predictions: Iterable[Prediction]) -> pd.DataFrame:
     scores = {f"p_{emotion}": "float64" for emotion in EMOTIONS}
     frame = pd.DataFrame(rows, columns=["source", "face", *Box._fields, "label", *scores, "error"])
     frame["error"] = frame["error"].fillna("")
-    return frame.astype({"source": "str", **numbers, "label": "str", **scores, "error": "str"})
+    # "string" keeps a missing label missing in every version of pandas.
+    return frame.astype({"source": "str", **numbers, "label": "string", **scores, "error": "str"})
 
 
 def to_challenge_numbers(table: pd.DataFrame) -> npt.NDArray[np.int64]:

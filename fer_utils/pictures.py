@@ -164,16 +164,20 @@ def _flat(image: Image.Image) -> Image.Image:
         return image
     if image.mode == "I":
         values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
+        # 16-bit pictures come like this from some files; up to 255 nothing tells whether it is one, and black.
+        if values.min() < 0 or values.max() > 65535 or values.max() <= 255:
             raise InputError(f"32-bit values from {values.min()} to {values.max()}: save the picture with 8 or 16 bits")
         return Image.fromarray((values >> 8).astype(np.uint8))
     if image.mode == "F":
         return Image.fromarray(_to_bytes(np.asarray(image)))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        clear = image.convert("RGBA")
-        white = Image.new("RGBA", clear.size, "white")
-        return Image.alpha_composite(white, clear).convert("RGB")
-    return image.convert("RGB")
+    try:
+        if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+            clear = files.converted(image, "RGBA")
+            white = Image.new("RGBA", clear.size, "white")
+            return Image.alpha_composite(white, clear).convert("RGB")
+        return files.converted(image, "RGB")
+    except files.ImageError as error:
+        raise InputError(str(error)) from None
 
 
 def _is_tensor(value: Any) -> bool:
@@ -191,7 +195,10 @@ def _split(images: Any) -> Iterator[npt.NDArray[Any]]:
         raise InputError(
             f"a tensor {shape} may be one colour picture or three grey ones: give (1, 3, H, W) or (3, 1, H, W)"
         )
-    array: npt.NDArray[Any] = images.detach().cpu().numpy() if tensor else images
+    if tensor:
+        # numpy has no bfloat16.
+        images = (images.detach().float() if images.is_floating_point() else images.detach()).cpu().numpy()
+    array: npt.NDArray[Any] = images
     if array.ndim == 4 and array.shape[1] in (1, 3) and (tensor or array.shape[-1] not in (1, 3)):
         array = np.moveaxis(array, 1, -1)
     if 0 in array.shape:

@@ -25,6 +25,8 @@ from typing import Any, ClassVar, Final, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fer_utils.files import ROOT
+
 RECIPES: Final = Path(__file__).resolve().parent / "recipes"
 
 Probability = float
@@ -483,8 +485,10 @@ def check_parameters(
             raise RecipeError(f"parameter device: expected one of: auto, cpu, cuda, cuda:N, mps, got {value!r}")
         checked[name] = value
     overrides = {name: value for name, value in checked.items() if name in Recipe.model_fields}
-    base = checked.get("recipe")
-    load(base if isinstance(base, str) else "fast", overrides)
+    base, run = checked.get("recipe"), checked.get("run")
+    # As `runs.chosen_recipe` chooses: a run's own recipe comes before the default.
+    of_run = [folder / "recipe.yaml" for folder in (Path(run), ROOT / "outputs" / run)] if run and not base else []
+    load(base or next((path for path in of_run if path.is_file()), "fast"), overrides)
     return checked
 
 

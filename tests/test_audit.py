@@ -277,8 +277,11 @@ def test_near_copies_that_were_not_looked_for_are_not_told() -> None:
     assert "near_pairs" not in found.counts()
     assert "clean_near" not in found.table
     assert list(found.to_dict()["leakage"]) == ["exact"]
+    assert list(found.to_dict()["unclean"]) == ["exact"]
     with pytest.raises(ValueError, match="near=True"):
         _ = found.clean_near
+    # Looked for and not found is something else.
+    assert list(audit(splits(faces(photographs(3), [HAPPY] * 3))).to_dict()["unclean"]) == ["exact", "near"]
 
 
 # -- blank images -----------------------------------------------------------------------------------------------------

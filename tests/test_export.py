@@ -224,6 +224,14 @@ def test_files_that_are_no_export_are_refused(folder: Path, tmp_path: Path) -> N
         export.open_file(folder / "model.onnx", "cuda")
 
 
+@pytest.mark.parametrize("device", [None, "auto"])
+def test_an_onnx_file_runs_on_the_cpu_where_there_is_a_gpu(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, device: str | None
+) -> None:
+    monkeypatch.setattr(export, "choose_device", lambda _: torch.device("cuda"))
+    assert export.open_file(folder / "model.onnx", device).description.recipe.name
+
+
 def test_a_weight_that_float16_cannot_hold_is_told(run: Run, tmp_path: Path) -> None:
     engine = export.of_run(run)
     with torch.no_grad():

@@ -204,6 +204,28 @@ def test_modes_and_formats(name: str, tmp_path: Path, face: np.ndarray) -> None:
 def test_pillow_images_of_32_bits(face: np.ndarray) -> None:
     assert np.array_equal(crop_of(Image.fromarray(face.astype(np.int32) * 256)), face)
     assert np.array_equal(crop_of(Image.fromarray((face / 255).astype(np.float32))), face)
+    # Bytes in 32 bits would be black, were they taken for 16.
+    (found,) = inference.located(Image.fromarray(face.astype(np.int32)), detect=False)
+    assert found.error is not None
+    assert "32-bit values from" in found.error
+
+
+def test_what_pillow_cannot_convert_has_an_error_and_the_others_answers(
+    classifier: Classifier, face: np.ndarray
+) -> None:
+    odd, good = classifier.predict([Image.new("La", (48, 48)), Image.fromarray(face)], detect=False)
+    assert odd.error is not None
+    assert "colours of the kind La" in odd.error
+    assert good.label is not None
+
+
+def test_bfloat16_tensors(classifier: Classifier, face: np.ndarray) -> None:
+    bits = (torch.from_numpy(face.copy()) > 127).to(torch.bfloat16)  # 0 and 1, which it holds exactly
+    answer = one(classifier, bits)
+    assert answer.error is None
+    expected = classifier.probabilities((bits.float().numpy() * 255).astype(np.uint8)[None])[0]
+    assert answer.probabilities is not None
+    assert np.allclose(list(answer.probabilities.values()), expected, atol=1e-6)
 
 
 def test_heic_and_video_say_what_to_do(classifier: Classifier, tmp_path: Path) -> None:
@@ -429,8 +451,9 @@ def test_a_face_that_fills_the_picture_is_found() -> None:
 def test_auto_takes_small_square_grey_pictures_for_faces(picture: Image.Image, taken_for_a_face: bool) -> None:
     (auto,) = inference.located(picture)
     assert bool(auto.boxes) == taken_for_a_face
-    (taken,) = inference.located(picture, detect=False)
-    assert taken.boxes == ((0, 0, *picture.size),)
+    for no in (False, np.False_, 0):
+        (taken,) = inference.located(picture, detect=no)  # type: ignore[arg-type]
+        assert taken.boxes == ((0, 0, *picture.size),)
     (searched,) = inference.located(picture, detect=True)
     assert searched.boxes == ()
 

@@ -267,6 +267,8 @@ def test_recipes_do_not_change() -> None:
 DECLARED = """# parameters: what to train
 data: str = "auto"  # which faces
 recipe: str = None  # a name or a file
+run: str = None  # one that is there
+weights: str = None  # to begin with
 epochs: int = None  # passes
 lr: float = None  # rate
 clip_norm: float = None  # bound
@@ -290,7 +292,8 @@ def run_cells(injected: str = "", kinds: dict[str, Any] | None = None) -> dict[s
 
 def test_parameters_come_back_with_their_types() -> None:
     assert run_cells() == {
-        "data": "auto", "recipe": None, "epochs": None, "lr": None, "clip_norm": None, "compile": None, "head": None,
+        "data": "auto", "recipe": None, "run": None, "weights": None,
+        "epochs": None, "lr": None, "clip_norm": None, "compile": None, "head": None,
         "device": "auto", "resume": "auto", "rows": 5, "which": "best",
     }  # fmt: skip
     injected = (
@@ -331,6 +334,16 @@ def test_the_text_none_turns_a_field_off_where_none_leaves_it_to_the_recipe() ->
 def test_a_wrong_parameter_is_told_by_its_name(injected: str, words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         run_cells(injected, {"which": Literal["best", "last"]})
+
+
+def test_parameters_are_held_against_the_recipe_of_the_run_that_is_named(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(recipes.load("linear_head").dump())
+    # ImageNet's weights do not fit the stem of fast, and do fit this run's.
+    assert run_cells(f"run = {str(tmp_path)!r}\nweights = 'imagenet'")["weights"] == "imagenet"
+    with pytest.raises(RecipeError, match="parameter weights: weights imagenet"):
+        run_cells("weights = 'imagenet'")
+    with pytest.raises(RecipeError, match=r"parameter epochs.*-3"):
+        run_cells(f"run = {str(tmp_path)!r}\nepochs = -3")
 
 
 def test_parameters_need_their_cell() -> None:

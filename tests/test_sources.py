@@ -3,6 +3,7 @@
 import csv as stdlib_csv
 import io
 import os
+import re
 import subprocess
 import sys
 import zlib
@@ -180,6 +181,18 @@ def test_val_fraction_cuts_training_and_leaves_all_else_to_the_test_set(tmp_path
             sources.load(path, val_fraction=wrong)
 
 
+def test_val_fraction_tests_on_the_labelled_of_the_other_parts(tmp_path: Path) -> None:
+    rows = made_rows(usages=("Training", "PublicTest", "PrivateTest"))
+    path = write_csv(rows, tmp_path / "fer2013.csv")
+    lines = path.read_text().splitlines()
+    blind = [re.sub(r"^\d", "-1", line) if line.endswith("PrivateTest") else line for line in lines]
+    path.write_text("\n".join(blind) + "\n")
+    splits = sources.load(path, val_fraction=0.2)
+    assert splits.test.labelled
+    assert len(splits.test) == sum(usage == "PublicTest" for _, _, usage in rows)
+    assert f"{sum(usage == 'PrivateTest' for _, _, usage in rows):,} have no label" in splits.rule
+
+
 def test_folders_of_three_parts_are_taken_as_they_are(tmp_path: Path) -> None:
     for part, usage in (("Training", "a"), ("validation", "b"), ("test", "c")):
         for image, emotion, _ in made_rows(2, usages=(usage,), seed=len(part)):
@@ -320,11 +333,22 @@ def test_parquet_labels_absent_null_and_minus_one_mean_unlabelled(tmp_path: Path
     place = write_parquet(made_rows(), tmp_path)
     test = pq.read_table(place / "df_test.parquet.gzip")
     plain = sources.load(place)
-    for labels in (None, pa.array([None] * len(test), pa.int64()), pa.array([-1.0] * len(test)).cast(pa.int32())):
+    for labels in (
+        None,
+        pa.array([None] * len(test), pa.int64()),
+        pa.array([-1.0] * len(test)).cast(pa.int32()),
+        pa.array([-1.0] * len(test)),
+        pa.array([float("nan")] * len(test)),
+    ):
         images = test.select(["image"])
         table = images if labels is None else images.append_column("emotion_idx", labels)
         pq.write_table(table, place / "df_test.parquet.gzip")
         same(sources.load(place).test, plain.test)
+    # A column in which one label is missing is one of floats to pandas.
+    train = pq.read_table(place / "df_train.parquet.gzip")
+    floats = pa.array([float(label) for label in train["emotion_idx"].to_pylist()])
+    pq.write_table(train.set_column(1, "emotion_idx", floats), place / "df_train.parquet.gzip")
+    same(sources.load(place).train, plain.train)
 
 
 def test_an_unlabelled_test_folder(tmp_path: Path) -> None:
@@ -566,6 +590,7 @@ def test_other_sizes_and_modes_are_converted_and_counted(tmp_path: Path) -> None
         "sixteen.png": Image.fromarray(ramp.astype(np.uint16) * 256 + 99),
         "palette.gif": Image.fromarray(ramp).convert("P"),
         "binary.bmp": Image.fromarray(ramp > 96),
+        "lab.tiff": Image.merge("LAB", [Image.fromarray(ramp), *[Image.new("L", (96, 96), 128)] * 2]),
         "alpha.tiff": Image.fromarray(np.dstack([rgb, np.full_like(ramp, 255)])),
     }
     for name, image in variants.items():
@@ -578,6 +603,8 @@ def test_other_sizes_and_modes_are_converted_and_counted(tmp_path: Path) -> None
     for name in ("large.png", "colour.webp", "sixteen.png", "palette.gif", "alpha.tiff"):
         assert np.abs(found[name][:, 2:-2] - wanted[:, 2:-2]).max() < 3, name
     assert np.abs(found["turned.png"][:, 2:-2] - wanted[:, ::-1][:, 2:-2]).max() < 3
+    # Lightness is no linear measure of grey, but it rises with it.
+    assert (np.diff(found["lab.tiff"].astype(int).mean(0)[2:-2]) >= 0).all()
     assert set(np.unique(found["binary.bmp"][:, :20])) == {0}
 
 

@@ -307,9 +307,15 @@ def _split(contents: Contents, how: _Cut) -> tuple[Parts, str]:
             raise SourceError(f"{how.location}: {name} is a validation face without an emotion; every one needs it")
         return (train, val, test), f"Train, validation and test as told by the {contents.told_by}."
     train, val = cut(contents.where("train"), share)
+    test = contents.where("val", "test")
     others = "the other part is" if len(sizes) == 2 else "both other parts together are"
+    labelled = contents.targets[test] != UNLABELLED
+    if len(sizes) == 3 and labelled.any() and not labelled.all():
+        # Together with faces that have no label, those that have one could not be scored.
+        others = f"the labelled faces of both other parts are ({np.count_nonzero(~labelled):,} have no label)"
+        test = test[labelled]
     rule = (
         f"Training faces as told by the {contents.told_by}, {share:.0%} of them cut off for validation (seed "
         f"{how.seed}); {others} the test set."
     )
-    return (train, val, contents.where("val", "test")), rule
+    return (train, val, test), rule

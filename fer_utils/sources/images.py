@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -72,17 +72,35 @@ def to_face(image: Image.Image) -> npt.NDArray[np.uint8]:
     """Return a picture as a face, uint8 (48, 48): grey, and resized with antialiasing where its size differs.
 
     Raises:
-        ImageError: the pixels are 32-bit numbers, of which nothing tells where black and white are.
+        ImageError: the pixels are 32-bit numbers, of which nothing tells where black and white are, or their colours
+            cannot be turned into grey.
     """
     if image.mode in ("I", "F"):
         raise ImageError("the image has 32-bit pixels, whose range is not known; save it with 8 or 16 bits")
     if image.mode.startswith("I;16"):
         grey = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     else:
-        grey = image.convert("L")
+        grey = converted(image, "L")
     if grey.size != (SIZE, SIZE):
         grey = grey.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
     return np.asarray(grey)
+
+
+def converted(image: Image.Image, mode: Literal["L", "RGB", "RGBA"]) -> Image.Image:
+    """Return a picture in another mode.
+
+    Raises:
+        ImageError: Pillow knows no way from its mode.
+    """
+    try:
+        return image.convert(mode)
+    except ValueError:
+        pass
+    try:
+        # From LAB it knows the way to RGB alone.
+        return image.convert("RGB").convert(mode)
+    except ValueError:
+        raise ImageError(f"the image has colours of the kind {image.mode}; save it as grey or RGB") from None
 
 
 def is_face(image: Image.Image) -> bool:

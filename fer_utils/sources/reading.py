@@ -167,16 +167,19 @@ def of_rows(
 def label_target(label: str, role: Role) -> int:
     """Return the canonical target of a label as the challenge numbers it; nothing and -1 mean unlabelled.
 
+    A column in which a label is missing comes back from pandas as ``0.0`` and ``nan``.
+
     Raises:
         ValueError: the label is none of 0 to 6, or a training face has none.
     """
-    if label in ("", "-1"):
+    number = label.removesuffix(".0")
+    if number in ("", "-1", "nan"):
         if role in ("all", "train"):
             raise ValueError(f"has no emotion, and a training face needs one: {LABELS}")
         return UNLABELLED
-    if label not in ("0", "1", "2", "3", "4", "5", "6"):
+    if number not in ("0", "1", "2", "3", "4", "5", "6"):
         raise ValueError(f"emotion is {label}; expected {LABELS}, or -1 where unlabelled")
-    return FROM_CHALLENGE[int(label)]
+    return FROM_CHALLENGE[int(number)]
 
 
 def wrong_count(count: int) -> ValueError:
