@@ -341,6 +341,9 @@ def bootstrap(
     mean ``ece`` of test sets of this size; ``ece_if_calibrated`` is what remains of it without any miscalibration.
     Its bins are those of the measured data and stay fixed: cutting them anew for every draw gives nearly the same.
 
+    Where all faces that count for accuracy or a rate are right, or none is, every resampled score is the same, which
+    would be an interval of no width, however few they are. It is the exact one of Clopper and Pearson (1934) then.
+
     The faces of this data set are the only source of variation: a training with another seed varies more. Copies among
     the faces make intervals a little too narrow.
 
@@ -374,12 +377,20 @@ def bootstrap(
 
     ends = ((1 - level) / 2, (1 + level) / 2)
     scores = {name: Interval(float(measured[name][0]), *_quantiles(drawn[name], ends)) for name in SCORES}
-    rates = {
-        emotion: {
-            name: Interval(float(measured[name][0, index]), *_quantiles(drawn[name][:, index], ends)) for name in RATES
-        }
-        for index, emotion in enumerate(EMOTIONS)
-    }
+    scores["accuracy"] = _not_too_sure(scores["accuracy"], n, level)
+    rates: dict[str, dict[str, Interval]] = {}
+    confusion = confusion_matrix(probabilities, targets)
+    for index, emotion in enumerate(EMOTIONS):
+        faces, predicted = int(confusion[index].sum()), int(confusion[:, index].sum())
+        # F1 = 2 J / (1 + J) with J, the share of right ones among the faces that are of the emotion or called so.
+        of = {"precision": predicted, "recall": faces, "f1": faces + predicted - int(confusion[index, index])}
+        rates[emotion] = {}
+        for name in RATES:
+            found = Interval(float(measured[name][0, index]), *_quantiles(drawn[name][:, index], ends))
+            wider = _not_too_sure(found, of[name], level)
+            if name == "f1" and wider != found:
+                wider = Interval(wider.value, *(2 * share / (1 + share) for share in (wider.low, wider.high)))
+            rates[emotion][name] = wider
     support = dict(zip(EMOTIONS, np.bincount(targets, minlength=NUM_EMOTIONS).tolist(), strict=True))
     return Measured(n, scores, rates, support, ece_if_calibrated(probabilities, bins=bins))
 
@@ -549,6 +560,17 @@ def _bin_index(confidence: Probabilities, bins: int, binning: Binning) -> npt.ND
     elif binning != "width":
         raise ValueError(f"binning must be mass or width, not {binning!r}")
     return np.searchsorted(inner, confidence).astype(np.int64)
+
+
+def _not_too_sure(found: Interval, faces: int, level: float) -> Interval:
+    """Return the exact interval where the resampled one has no width, because all of ``faces`` are right, or none."""
+    if math.isnan(found.value) or found.value not in (0, 1):
+        return found
+    if not faces:
+        # Nothing was called so: the precision may be anything.
+        return Interval(found.value, 0.0, 1.0)
+    exact = binomtest(round(found.value) * faces, faces).proportion_ci(level, method="exact")
+    return Interval(found.value, float(exact.low), float(exact.high))
 
 
 def _quantiles(values: Probabilities, ends: tuple[float, float]) -> tuple[float, float]:

@@ -266,6 +266,25 @@ def test_fixed_bins_resample_like_bins_cut_anew() -> None:
     assert interval[1:] == pytest.approx(np.maximum(shifted, 0), abs=0.008)
 
 
+def test_rates_of_none_and_of_all_keep_their_doubt() -> None:
+    # Twelve disgusted faces, none found; four surprised ones, all found and nothing else called so.
+    targets = np.array(
+        [EMOTIONS.index("disgust")] * 12 + [EMOTIONS.index("surprise")] * 4 + [EMOTIONS.index("sad")] * 4
+    )
+    called = np.where(targets == EMOTIONS.index("surprise"), targets, EMOTIONS.index("happy"))
+    result = metrics.bootstrap(np.eye(7)[called] * 0.9 + 0.1 / 7, targets, draws=100)
+    disgust, surprise = result.per_class["disgust"], result.per_class["surprise"]
+    # By the closed form of Clopper and Pearson's interval at its ends: 1 - 0.025^(1/n) and 0.025^(1/n).
+    assert disgust["recall"] == pytest.approx((0, 0, 1 - 0.025 ** (1 / 12)))
+    assert disgust["precision"] == (0, 0, 1)  # never called so
+    share = 1 - 0.025 ** (1 / 12)
+    assert disgust["f1"] == pytest.approx((0, 0, 2 * share / (1 + share)))
+    assert surprise["recall"] == pytest.approx((1, 0.025 ** (1 / 4), 1))
+    assert surprise["precision"] == pytest.approx((1, 0.025 ** (1 / 4), 1))
+    everything = metrics.bootstrap(np.eye(7)[targets] * 0.9 + 0.1 / 7, targets, draws=100).scores["accuracy"]
+    assert everything == pytest.approx((1, 0.025 ** (1 / 20), 1))
+
+
 def test_bootstrap_survives_draws_without_an_emotion() -> None:
     probabilities, targets = made(60)
     targets[:] = 3
