@@ -24,7 +24,7 @@ import torch
 from fer_utils import models
 from fer_utils import recipe as recipes
 from fer_utils.emotions import EMOTIONS
-from fer_utils.export import Engine, ExportError, TorchEngine, faces_of, of_run, open_file, write_safetensors
+from fer_utils.export import Engine, ExportError, TorchEngine, of_run, open_file, write_safetensors
 from fer_utils.faces import SIZE, Splits
 from fer_utils.files import sha256, write_json, write_text
 from fer_utils.recipe import Recipe, RecipeError
@@ -403,6 +403,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given.check and len(given.what) != 2:
         parser.error("name a run, and what its model is to be called")
 
+    from fer_utils import evaluation
     from fer_utils.checkpoint import CheckpointError
     from fer_utils.runs import Run, RunError
     from fer_utils.sources import SourceError
@@ -413,7 +414,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Every model is checked, whatever the first ones say.
             return 0 if min([check(name, given.data, given.box, log=print) for name in names]) else 1
         run = Run.choose(given.what[0])
-        put(run, faces_of(run, given.data), given.what[1], given.box, log=print)
+        put(run, evaluation.faces_of(run, given.data), given.what[1], given.box, log=print)
     except (ExportError, CheckpointError, RunError, SourceError, RecipeError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -128,9 +128,16 @@ def gather(runs: Sequence[Run], splits: Splits) -> list[Entry]:
     for members in groups.values():
         recipe = members[0].recipe
         label, without_weights = _label(recipe, [others[0].recipe for others in groups.values()])
-        held = tuple(evaluation.load_evaluation(run, splits) for run in members)
+        held = tuple(_evaluation(run, splits) for run in members)
         entries.append(Entry(label, recipe, tuple(members), held, without_weights))
     return sorted(entries, key=lambda entry: (not entry.ranked, -_validation_accuracy(entry)))
+
+
+def _evaluation(run: Run, splits: Splits) -> Evaluation:
+    try:
+        return evaluation.load_evaluation(run, splits)
+    except EvaluationError as error:
+        raise EvaluationError(f"run {run.path}: {error}. Runs that are compared need the same faces and cut") from error
 
 
 def _label(recipe: Recipe, every: Sequence[Recipe]) -> tuple[str, bool]:

@@ -29,7 +29,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fer_utils import metrics
+from fer_utils import metrics, sources
 from fer_utils.audit import Audit, audit
 from fer_utils.checkpoint import load_model
 from fer_utils.devices import choose_device, choose_precision
@@ -39,6 +39,7 @@ from fer_utils.files import replacing, sha256
 from fer_utils.metrics import Comparison, Interval, Measured
 from fer_utils.prediction import TTA, predict
 from fer_utils.runs import SCHEMA_VERSION, Run, describe_data
+from fer_utils.sources.reading import OnBad
 
 SETS: Final = ("test", "test_clean", "test_clean_near", "val", "val_clean", "val_clean_near")
 SET_TITLES: Final = {
@@ -390,6 +391,36 @@ def data_of(run: Run) -> str:
     """Return what ``sources.load`` takes to read the data that a run was trained on."""
     data = run.read_json("env.json")["data"]
     return str(data["source"] if data["source"] == "kaggle" else data["location"])
+
+
+def faces_of(
+    run: Run,
+    data: str | None = None,
+    *,
+    val_fraction: float | None = None,
+    split_seed: int | None = None,
+    on_bad: OnBad | None = None,
+) -> Splits:
+    """Return the faces of a run's training, cut as they were: from ``data``, or from where the run says they were.
+
+    Args:
+        run: a trained run.
+        data: as ``sources.load`` takes it; None is where the run's faces were.
+        val_fraction: another share cut off for validation than in the training.
+        split_seed: another seed of that cut.
+        on_bad: ``raise`` or ``skip``; None passes over unreadable items where the training did.
+
+    Raises:
+        RunError: the run does not say what it was trained on.
+        SourceError: the faces cannot be read there.
+    """
+    recipe, known = run.recipe, run.read_json("env.json")["data"]
+    return sources.load(
+        data or data_of(run),
+        val_fraction=recipe.val_fraction if val_fraction is None else val_fraction,
+        split_seed=recipe.split_seed if split_seed is None else split_seed,
+        on_bad=on_bad or ("skip" if known["skipped"] else "raise"),
+    )
 
 
 # -- reading back -----------------------------------------------------------------------------------------------------

@@ -238,23 +238,6 @@ def of_run(run: Run, which: Literal["best", "last"] = "best", device: torch.devi
     return TorchEngine(loaded.model, description, device)
 
 
-def faces_of(run: Run, data: str | None = None) -> Splits:
-    """Return the faces of a run's training, cut as they were: from ``data``, or from where the run says they were.
-
-    Raises:
-        RunError: the run does not say what it was trained on.
-        SourceError: the faces cannot be read there.
-    """
-    from fer_utils import evaluation, sources
-
-    recipe, known = run.recipe, run.read_json("env.json")["data"]
-    # Items that the training passed over are passed over again.
-    on_bad: Literal["skip", "raise"] = "skip" if known["skipped"] else "raise"
-    return sources.load(
-        data or evaluation.data_of(run), val_fraction=recipe.val_fraction, split_seed=recipe.split_seed, on_bad=on_bad
-    )
-
-
 # -- safetensors ------------------------------------------------------------------------------------------------------
 
 
@@ -713,13 +696,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", help="the faces of the training; by default where the run says that they were")
     given = parser.parse_args(arguments)
 
+    from fer_utils import evaluation
     from fer_utils.checkpoint import CheckpointError
     from fer_utils.runs import Run, RunError
     from fer_utils.sources import SourceError
 
     try:
         run = Run.choose(given.run)
-        splits = faces_of(run, given.data)
+        splits = evaluation.faces_of(run, given.data)
         made = export(run, splits, given.out, formats=given.formats, log=print)
     except (ExportError, CheckpointError, RunError, SourceError, RecipeError) as error:
         print(error, file=sys.stderr)

@@ -179,9 +179,13 @@ class Classifier:
             return cls.from_file(name, device)
         if filled and ((name is None and prefer == "box") or (name in box.listed() and not Path(str(name)).exists())):
             return cls.pretrained(name, device)
-        from fer_utils.runs import Run
+        from fer_utils.runs import Run, RunError
 
-        run = Run.newest(holding="best.ckpt") if name is None else Run.open(name)
+        try:
+            run = Run.newest(holding="best.ckpt") if name is None else Run.open(name)
+        except RunError as error:
+            there = f"; the box has {', '.join(box.listed())}" if filled else ""
+            raise RunError(f"{error}{there}") from None
         return cls.pretrained(device=device) if run is None else cls.from_run(run, device=device)
 
     def probabilities(self, faces: Grey) -> npt.NDArray[np.float64]:

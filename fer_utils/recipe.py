@@ -260,7 +260,11 @@ class Recipe(_Strict):
         stock = {"stem": "imagenet", "max_pool": True, "width": 1.0, "zero_init_residual": False}
         changed = [name for name, value in stock.items() if getattr(self, name) != value]
         if changed and not self.backbone.startswith("resnet"):
-            problems.append(f"{' and '.join(changed)}: only a ResNet has it, and backbone is {self.backbone}")
+            told = ", ".join(f"{name} {json.dumps(stock[name]).strip(chr(34))}" for name in changed)
+            problems.append(
+                f"{' and '.join(changed)}: only a ResNet has it, and backbone is {self.backbone}; set {told}, or start "
+                "from a recipe without it, such as one_cycle"
+            )
         if self.weights == "imagenet":
             if self.backbone == "custom_cnn":
                 problems.append("weights imagenet: there are none for backbone custom_cnn")
@@ -380,12 +384,16 @@ def coerce_to(kind: Any, name: str, value: Any) -> Any:
     Raises:
         RecipeError: the text cannot be read as ``kind``; the message names the parameter.
     """
+    options = _options(kind)
+    lists = [option for option in options if get_origin(option) is tuple and Ellipsis in get_args(option)]
+    if lists and isinstance(value, int | float | str) and re.fullmatch(r"\s*[\w.]+\s*", str(value)) and value != "none":
+        # One item is a list of one: head 100, train_layers fc.
+        return [yaml.load(str(value), _Loader)]
     if isinstance(value, Sequence) and not isinstance(value, str):
         return list(value)
     if not isinstance(value, str):
         return value
     text = value.strip()
-    options = _options(kind)
     if type(None) in options and text.lower() in ("none", "null", ""):
         return None
     for option in options:
@@ -475,6 +483,9 @@ def check_parameters(
         kind = (kinds or {}).get(name) or (field.annotation if field else _SHARED_KINDS.get(name, annotation))
         value = values.get(name)
         if value is not None:
+            if str in _options(kind) and isinstance(value, int | float) and not isinstance(value, bool):
+                # papermill makes a number of what looks like one: seeds 0, out 7.
+                value = str(value)
             given, value = value, coerce_to(kind, name, value)
             if value is None:
                 # The text "none" turns a field off, where None means "as the recipe says": load reads it again.
@@ -632,7 +643,9 @@ def _told(item: Any, lines: Lines, source: str) -> str:
             told.append(f"{'; '.join(dict.fromkeys(about)) or line}: {problem}")
         return "\n".join(told)
     got = "" if item["type"] == "missing" else f" (got {item['input']!r})"
-    return f"{line}: {'.'.join(location)}: {item['msg']}{got}"
+    name = ".".join(location)
+    # The line of a parameter is its name already.
+    return f"{line}: {item['msg']}{got}" if line == f"parameter {name}" else f"{line}: {name}: {item['msg']}{got}"
 
 
 def _siblings(location: tuple[int | str, ...]) -> list[str]:

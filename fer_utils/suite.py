@@ -2,7 +2,7 @@
 
     python -m fer_utils.suite                                          the drawn faces in the box, three epochs
     python -m fer_utils.suite --data PATH --epochs 30                  FER2013 in any layout
-    python -m fer_utils.suite --recipe fast --set lr=1e-3 --set seed=1
+    python -m fer_utils.suite --recipe fast --set lr=1e-3 seed=1
 
 The notebooks run with papermill, each in a kernel of its own, and hand results on only through the run's directory. The
 pages carry everything that they show: no script, style or picture is fetched from anywhere.
@@ -31,11 +31,12 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from fer_utils import recipe as recipes
-from fer_utils import report, runs
+from fer_utils import report, runs, sources
 from fer_utils.evaluation import SET_TITLES, load_evaluation
 from fer_utils.files import ROOT, write_text
 from fer_utils.recipe import Recipe, RecipeError
 from fer_utils.runs import Run, RunError
+from fer_utils.sources import SourceError
 
 NOTEBOOKS: Final = ROOT / "notebooks"
 SUITE: Final = ("01_explore", "02_augment", "03_train", "04_evaluate", "05_predict")
@@ -86,6 +87,7 @@ def run_notebooks(
 
     Raises:
         RecipeError: a parameter is unknown or has a wrong value; nothing has been run or written.
+        SourceError: there are no faces at ``data``; nothing has been run or written.
         RunError: ``out`` holds something else.
         SuiteError: a notebook failed. The message names it and where its executed part lies.
     """
@@ -196,6 +198,7 @@ def _check(given: Mapping[str, Any], declared: Mapping[str, Sequence[str]], rese
             raise RecipeError(f"unknown parameter {name!r}: {guess}The notebooks take: {', '.join(known)}")
     overrides = {name: value for name, value in given.items() if name in Recipe.model_fields}
     recipes.load(given["recipe"], overrides)
+    sources.check(given["data"])
 
 
 def _execute(source: Path, target: Path, parameters: Mapping[str, Any], tell: _Teller) -> None:
@@ -262,10 +265,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", metavar="DIR", help="the run's directory [outputs/suite-DATA-RECIPE-TIME]")
     parser.add_argument(
         "--set",
-        action="append",
+        nargs="+",
+        action="extend",
         default=[],
         metavar="NAME=VALUE",
-        help="any parameter of the notebooks, passed to each that has it; may be given again",
+        help="any parameters of the notebooks, passed to each that has them",
     )
     options = parser.parse_args(arguments)
     parameters = {}
@@ -285,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         page = report.write(run)
         print("", *headline(run), f"report: {page}", sep="\n")
-    except (RecipeError, RunError) as error:
+    except (RecipeError, RunError, SourceError) as error:
         print(error, file=sys.stderr)
         return 2
     except SuiteError as error:

@@ -35,7 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fer_utils import audit, checkpoint, metrics, models, sources
 from fer_utils import recipe as recipes
 from fer_utils.augment import Draws, MixDraws, augment, draw, epoch_order, mix, mix_draw
-from fer_utils.devices import Precision, autocast, choose_device, choose_precision, keep_freed_memory
+from fer_utils.devices import DeviceError, Precision, autocast, choose_device, choose_precision, keep_freed_memory
 from fer_utils.emotions import NUM_EMOTIONS
 from fer_utils.faces import Faces, Splits, cut
 from fer_utils.files import held_alone, sha256
@@ -43,6 +43,7 @@ from fer_utils.prediction import TTA, predict
 from fer_utils.preprocessing import Preprocessing
 from fer_utils.recipe import Recipe, RecipeError
 from fer_utils.runs import Run, RunError
+from fer_utils.sources import SourceError
 
 Row = dict[str, Any]
 """One epoch, as in ``history.csv``."""
@@ -509,6 +510,44 @@ def evaluate_part(
     return result
 
 
+# -- before the faces are read ----------------------------------------------------------------------------------------
+
+
+def check(
+    recipe: Recipe,
+    *,
+    device: str | None = "auto",
+    processes: int = 1,
+    resume: bool | Literal["auto"] = "auto",
+    run: str | Path | None = None,
+) -> None:
+    """Tell what can be known to go wrong before any face is read or a run is made.
+
+    Args:
+        recipe: what is to be trained.
+        device: as ``fit`` takes it.
+        processes: of one training.
+        resume: as ``fit`` takes it.
+        run: where it is to be trained, whether it is there or not; None is a new one.
+
+    Raises:
+        DeviceError: the device is not there, or cannot compute in the recipe's precision.
+        ModelError: the recipe names layers that its network has not.
+        RunError: a teacher is not there or not trained, or there is nothing to resume.
+        TrainingError: there are no processes.
+    """
+    if processes < 1:
+        raise TrainingError(f"processes: expected at least 1, got {processes}")
+    choose_precision(recipe.precision, choose_device(device))
+    models.parameter_groups(models.build(recipe, pretrained=False), recipe)
+    for name in recipe.teachers:
+        Run.choose(name)
+    if resume is True:
+        if run is None:
+            raise RunError("resume true continues a training, and there is none: name its run")
+        Run.choose(run, holding="last.ckpt")
+
+
 # -- the loop ---------------------------------------------------------------------------------------------------------
 
 
@@ -962,8 +1001,10 @@ def launch(
     """Train in ``processes`` child processes on this machine under torchrun, and yield what they print, line by line.
 
     Raises:
-        TrainingError: a process failed; the message ends with what it printed last.
+        TrainingError: there are no processes, or one failed; the message ends with what it printed last.
     """
+    if processes < 1:
+        raise TrainingError(f"processes: expected at least 1, got {processes}")
     with_recipe = run.path / "launch.yaml"
     with_recipe.write_text(recipe.dump(), encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -996,21 +1037,39 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", choices=("auto", "true", "false"), default="auto", help="continue from last.ckpt")
     parser.add_argument("--on-bad", choices=("raise", "skip"), default="raise", help="what to do with unreadable faces")
     parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="override a field of the recipe, again and again",
+        "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="override fields of the recipe"
     )
-    return parser.parse_args(given)
+    arguments = parser.parse_args(given)
+    for item in arguments.set:
+        if "=" not in item:
+            parser.error(f"--set takes FIELD=VALUE, not {item!r}")
+    return arguments
 
 
 @record
 def main(given: Sequence[str] | None = None) -> int:
-    """Train from the command line, alone or as one of torchrun's processes."""
+    """Train from the command line, alone or as one of torchrun's processes; return 2 where it cannot be done."""
     arguments = _arguments(given)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # torchrun tells of a process that fails, and needs its exception for that.
+        _train(arguments)
+        return 0
+    try:
+        _train(arguments)
+    except (
+        *(RecipeError, RunError, TrainingError, DeviceError, SourceError),
+        *(checkpoint.CheckpointError, models.ModelError, models.MissingWeights),
+    ) as error:
+        print(error, file=sys.stderr)  # noqa: T201 - the command line's own output
+        return 2
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> None:
     overrides = dict(item.partition("=")[::2] for item in arguments.set)
     recipe = recipes.load(arguments.recipe, overrides)
+    resume: bool | Literal["auto"] = "auto" if arguments.resume == "auto" else arguments.resume == "true"
+    check(recipe, device=arguments.device, resume=resume, run=arguments.out)
     device = choose_device(arguments.device)
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if distributed:
@@ -1033,7 +1092,6 @@ def main(given: Sequence[str] | None = None) -> int:
             dist.barrier()
         if ranks.rank != 0:
             run = Run.open(arguments.out)
-        resume: bool | Literal["auto"] = "auto" if arguments.resume == "auto" else arguments.resume == "true"
 
         def tell(line: str) -> None:
             print(line, flush=True)  # noqa: T201 - the command line's own output
@@ -1044,7 +1102,6 @@ def main(given: Sequence[str] | None = None) -> int:
     finally:
         if distributed:
             dist.destroy_process_group()
-    return 0
 
 
 if __name__ == "__main__":

@@ -303,6 +303,9 @@ def test_parameters_come_back_with_their_types() -> None:
     assert (given["epochs"], given["lr"], given["compile"], given["head"], given["rows"]) == (3, 0.001, True, [100], 2)
     assert (given["resume"], given["device"]) == (False, "cuda:1")
     assert run_cells("epochs = 3\nlr = 1\nhead = [100, 20]")["head"] == [100, 20]
+    # papermill makes numbers of these; one item is a list of one.
+    assert run_cells("data = 7\nhead = 100") == run_cells("data = '7'\nhead = '100'")
+    assert run_cells("head = 100")["head"] == [100]
 
 
 def test_the_text_none_turns_a_field_off_where_none_leaves_it_to_the_recipe() -> None:
@@ -322,7 +325,8 @@ def test_the_text_none_turns_a_field_off_where_none_leaves_it_to_the_recipe() ->
         ("epochs = True", "parameter epochs: expected a whole number, got True"),
         ("epochs = -3", "parameter epochs.*-3"),
         ("lr = 'fast'", "parameter lr: expected a number, got 'fast'"),
-        ("data = 3", "parameter data: expected text, got 3"),
+        ("data = True", "parameter data: expected text, got True"),
+        ("epochs = -1", r"^parameter epochs: Input should"),
         ("rows = 'x'", "parameter rows: expected a whole number"),
         ("device = 'gpu'", "parameter device: expected one of: auto, cpu"),
         ("resume = 'perhaps'", "parameter resume: expected true or false or one of: auto"),

@@ -204,17 +204,20 @@ def test_a_missing_notebook_is_told(tmp_path: Path) -> None:
         (["--set", "no_such=1"], "unknown parameter 'no_such'"),
         (["--epochs", "many"], "parameter epochs: expected a whole number"),
         (["--recipe", "no_such"], "unknown recipe 'no_such'"),
+        (["--data", "/no/such/faces", "--out", "OUT"], "/no/such/faces is not there. Expected"),
     ],
 )
 def test_the_command_line_tells_mistakes_with_code_2(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    out = tmp_path / "run"
     try:
-        code = suite.main(arguments)
+        code = suite.main([str(out) if word == "OUT" else word for word in arguments])
     except SystemExit as exit:
         code = exit.code
     assert code == 2
     assert message in capsys.readouterr().err
+    assert not out.exists()
 
 
 # -- pages --

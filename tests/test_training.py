@@ -483,6 +483,54 @@ def test_unlabelled_training_faces_are_refused(splits: Splits, tmp_path: Path) -
         fit(tiny(), Splits(bare, splits.val, splits.test, "synthetic"), Run.create(tmp_path / "run"), log=silent)
 
 
+# -- what is told before any face is read --
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "fats"], "unknown recipe 'fats', did you mean fast?"),
+        (["--data", "/no/such/faces"], "/no/such/faces is not there"),
+        (["--set", "epoch=3"], "unknown field 'epoch'"),
+        (["--set", "epochs=three"], "epochs: expected a whole number"),
+        (["--set", "lr"], "--set takes FIELD=VALUE, not 'lr'"),
+        (["--set", "epochs=1", "precision=float16"], "precision float16 needs a GPU"),
+        (["--device", "cuda:99"], "device 'cuda:99' is not there"),
+        (["--set", "train_layers=layer9"], "layer9"),
+        (["--set", "teacher=no_such_run"], "no run at no_such_run"),
+        (["--resume", "true", "--out", "RUN"], "no run at"),
+        (["--resume", "true"], "name its run"),
+    ],
+)
+def test_the_command_line_tells_mistakes_with_code_2_and_makes_no_run(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "run"
+    monkeypatch.setattr("fer_utils.runs.OUTPUTS", tmp_path / "outputs")
+    words = ["--data", "synthetic:200", "--device", "cpu", *(str(out) if word == "RUN" else word for word in arguments)]
+    try:
+        code = training.main(words)
+    except SystemExit as exit:
+        code = exit.code  # type: ignore[assignment]
+    assert code == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert "Traceback" not in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_processes_are_refused(tmp_path: Path) -> None:
+    for processes in (0, -1):
+        with pytest.raises(TrainingError, match=f"expected at least 1, got {processes}"):
+            training.check(tiny(), device="cpu", processes=processes)
+        with pytest.raises(TrainingError, match=f"expected at least 1, got {processes}"):
+            next(training.launch(tiny(), "synthetic:200", Run.create(tmp_path / "run"), processes))
+
+
 # -- several processes ------------------------------------------------------------------------------------------------
 
 EXACT: dict[str, Any] = {

@@ -118,6 +118,17 @@ def load(
     return replace(splits, location=cut.location, rule=note + splits.rule)
 
 
+def check(data: str | Path) -> None:
+    """Tell where ``load`` would find nothing at a path, before anything else is done; nothing is read or fetched.
+
+    Raises:
+        SourceError: nothing is there, nothing that is known, or more than one layout.
+    """
+    text = str(data)
+    if text not in ("auto", "kaggle", "synthetic") and not text.startswith("synthetic:"):
+        _find(Path(data).expanduser())
+
+
 def row_numbers(names: Names) -> npt.NDArray[np.int64]:
     """Return the row of each face of a table, int64 (N,), by which its predictions can be put back in order.
 
@@ -159,10 +170,12 @@ def _find(path: Path, depth: int = 0) -> _Place:
     from fer_utils.sources import folder
 
     if not path.exists():
-        named = "$FER_DATA names it; " if str(path) == os.environ.get("FER_DATA") else ""
+        notes = ["$FER_DATA names it"] if str(path) == os.environ.get("FER_DATA") else []
+        notes += [] if path.is_absolute() else [f"that is {path.absolute()}"]
+        told = f" ({'; '.join(notes)})" if notes else ""
         raise SourceError(
-            f"{path} is not there ({named}that is {path.absolute()}). Expected the path of a folder or file, or one of "
-            "auto, synthetic, synthetic:N, kaggle"
+            f"{path} is not there{told}. Expected the path of a folder or file, or one of auto, synthetic, "
+            "synthetic:N, kaggle"
         )
     if path.is_file():
         layout: Layout | None = "csv" if path.suffix.lower() == ".csv" else None
