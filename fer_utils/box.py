@@ -241,6 +241,10 @@ def card(name: str, model: Boxed) -> str:
     def percent(score: dict[str, float]) -> str:
         return f"{score['value']:.2%} ({score['low']:.2%} to {score['high']:.2%})"
 
+    def rate(score: dict[str, float | None]) -> str:
+        # An emotion without faces has no recall.
+        return "–" if score["value"] is None else f"{score['value']:.1%}"
+
     lines = [
         f"# {name}: facial emotion recognition, trained on FER2013"
         if not synthetic
@@ -283,9 +287,7 @@ def card(name: str, model: Boxed) -> str:
     lines += ["", "| emotion | test faces | recall | precision |", "|---|---|---|---|"]
     for emotion in EMOTIONS:
         rates = test["per_class"][emotion]
-        lines.append(
-            f"| {emotion} | {rates['support']:,} | {rates['recall']['value']:.1%} | {rates['precision']['value']:.1%} |"
-        )
+        lines.append(f"| {emotion} | {rates['support']:,} | {rate(rates['recall'])} | {rate(rates['precision'])} |")
     faces = ", ".join(f"{count:,} {part}" for part, count in model.data["faces"].items())
     git, versions = model.training["git"], model.training["versions"]
     commit = git["commit"] or "unknown"

@@ -157,11 +157,14 @@ class _About:
 
     def duration(self) -> str:
         seconds = float(self.history["total_seconds"].iloc[-1]) if len(self.history) else 0.0
-        return f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{seconds / 60:.0f} minutes"
+        if seconds >= 5400:
+            return f"{seconds / 3600:.1f} hours"
+        return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
 
     def machine(self) -> str:
         device = self.env["device"]
-        where = f"{self.env['machine']}, {self.env['threads']} thread(s)" if device == "cpu" else device
+        threads = "1 thread" if self.env["threads"] == 1 else f"{self.env['threads']} threads"
+        where = f"{self.env['machine']}, {threads}" if device == "cpu" else device
         return f"{where} in {self.env['precision']}"
 
     def pairs(self) -> pd.DataFrame:
@@ -502,7 +505,6 @@ def _card(about: _About) -> str:
         "",
         "## Limits",
         "",
-        *(f"- {text}" for text in about.not_tested()),
         *([f"- {_sentence(about.rarest())}"] if held is not None else []),
         *(
             []
@@ -510,6 +512,10 @@ def _card(about: _About) -> str:
             else ["- People agree with 65 ± 5% of FER2013's labels; many of them are wrong."]
         ),
         "- It takes a cut-out, roughly upright face; without one it still names an emotion.",
+        "",
+        "## What was not tested",
+        "",
+        *(f"- {text}" for text in about.not_tested()),
         "",
         "## Data",
         "",

@@ -158,6 +158,9 @@ def test_figures_show_every_system(entries: list[Entry], synthetic_splits: Split
     recalls = plots.recall_table(comparison.recalls(entries, "test"))
     assert len(recalls.axes[0].texts) == 14
     faces = synthetic_splits.test.select(slice(0, 3))
-    grid = plots.disagreement(faces.images, faces.targets, faces.targets, (faces.targets + 1) % 7, ("a", "b"), "t")
+    grid = plots.disagreement(
+        faces.images, faces.targets, faces.targets, (faces.targets + 1) % 7, ("a", "b"), " (drawn)"
+    )
     texts = "".join(text.get_text() for text in grid.axes[0].texts)
     assert texts.count("✓") == texts.count("✗") == 3
+    assert "A a, B b (drawn)" in grid.get_suptitle()

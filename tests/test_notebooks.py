@@ -331,3 +331,28 @@ def test_the_suite_runs_on_the_real_faces(real_data: Path, tmp_path: Path) -> No
     assert not run.read_json("env.json")["data"]["synthetic"]
     assert done.stderr == ""
     assert "synthetic" not in re.sub(r"<[^>]+>", "", run.file("report.html").read_text(encoding="utf-8")).lower()
+
+
+def test_06_compares_runs_on_the_faces_of_their_training(
+    suite_run: tuple[Run, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing but the run tells which faces these are.
+    monkeypatch.delenv("FER_DATA", raising=False)
+    given = {"runs": str(suite_run[0].path), "out": str(tmp_path / "out")}
+    papermill.execute_notebook(NOTEBOOKS / "06_compare.ipynb", tmp_path / "06.ipynb", given, progress_bar=False)
+    table = pd.read_csv(tmp_path / "out" / "comparison.csv")
+    assert table["recipe"].tolist() == ["tiny"]
+    accuracy = suite_run[0].read_json("metrics.json")["scores"]["test"]["none"]["accuracy"]["value"]
+    assert float(table["accuracy"][0]) == pytest.approx(100 * accuracy, abs=0.05)
+
+
+def test_06_trains_recipes_and_compares_them(tiny: Path, tmp_path: Path) -> None:
+    given = {"recipes": f"{tiny},custom_cnn", "seeds": 1, "epochs": 1, "data": "synthetic:600", "image_size": 32}
+    given |= {"out": str(tmp_path / "out")}
+    papermill.execute_notebook(NOTEBOOKS / "06_compare.ipynb", tmp_path / "06.ipynb", given, progress_bar=False)
+    assert sorted(pd.read_csv(tmp_path / "out" / "comparison.csv")["recipe"].str.split(" ").str[0]) == [
+        "custom_cnn",
+        "tiny",
+    ]
+    for name in ("learning_curves", "recalls", "disagreement"):
+        assert (tmp_path / "out" / f"{name}.png").is_file()

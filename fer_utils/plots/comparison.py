@@ -79,7 +79,7 @@ def disagreement(
     first: npt.NDArray[np.int64],
     second: npt.NDArray[np.int64],
     names: tuple[str, str],
-    title: str,
+    note: str = "",
 ) -> Figure:
     """Return faces with their label and what each of two systems says, each prediction with its mark.
 
@@ -88,13 +88,14 @@ def disagreement(
         targets: int64 (N,), the labels.
         first: int64 (N,), predictions of the first system.
         second: int64 (N,), predictions of the second.
-        names: short names of the two systems.
-        title: what the grid shows.
+        names: the two systems, which the title tells.
+        note: what the title ends with.
     """
-    short = [name[:12] for name in names]
     captions = []
     for target, said in zip(targets, zip(first, second, strict=True), strict=True):
-        told = [f"{mark(it == target)} {name}: {EMOTIONS[it]}" for name, it in zip(short, said, strict=True)]
+        # Letters for the systems: their names would run into those of the next face.
+        told = [f"{letter} {mark(it == target)} {EMOTIONS[it]}" for letter, it in zip("AB", said, strict=True)]
         captions.append("\n".join([f"label {EMOTIONS[target]}", *told]))
+    title = f"One right, one wrong: A {names[0]}, B {names[1]}{note}"
     colors = [RIGHT if a == target else WRONG for target, a in zip(targets, first, strict=True)]
-    return face_grid(images, title=title, captions=captions, colors=colors, framed=True, columns=5, fontsize=8)
+    return face_grid(images, title=title, captions=captions, colors=colors, framed=True, columns=7, fontsize=8)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
@@ -133,16 +134,19 @@ def pixel_statistics(splits: Splits) -> Figure:
     axes = result.subplots(1, 3)
     # Wider bins where a part is small, or its line would show nothing but chance.
     bins = int(np.clip(2 * np.sqrt(min((len(faces) for _, faces in splits if len(faces)), default=1)), 8, 40))
+    shares: list[npt.NDArray[np.float64]] = []
     for part, faces in splits:
         if not len(faces):
             continue
         style = {"color": PART_COLORS[part], "linestyle": LINE_STYLES[part], "label": part}
-        grey = np.bincount(faces.images.reshape(-1), minlength=256) / faces.images.size
-        axes[0].plot(np.arange(256), grey * 100, linewidth=1.2, color=PART_COLORS[part], linestyle=LINE_STYLES[part])
+        shares.append(np.bincount(faces.images.reshape(-1), minlength=256) / faces.images.size * 100)
+        axes[0].plot(np.arange(256), shares[-1], linewidth=1.2, color=PART_COLORS[part], linestyle=LINE_STYLES[part])
         brightness, contrast = brightness_and_contrast(faces.images)
         for panel, values, top in ((axes[1], brightness, 256), (axes[2], contrast, 128)):
             density, edges = np.histogram(values, bins=bins, range=(0, top))
             panel.plot((edges[1:] + edges[:-1]) / 2, density / len(faces) * 100, **style)
+    if shares:
+        _cut_off(axes[0], np.array(shares))
     for panel, xlabel, ylabel in zip(
         axes,
         ("grey value of a pixel (0 to 255)", "mean grey value of a face", "standard deviation in a face"),
@@ -155,6 +159,17 @@ def pixel_statistics(splits: Splits) -> Figure:
         grid_lines(panel)
     axes[2].legend()
     return result
+
+
+def _cut_off(panel: Axes, shares: npt.NDArray[np.float64]) -> None:
+    """Let the many greys fill a panel where a few are far more frequent, and say of these how frequent they are."""
+    limit = 2 * float(np.quantile(shares, 0.98))
+    beyond = np.flatnonzero(shares.max(axis=0) > limit)
+    if not 0 < len(beyond) <= 3:
+        return
+    panel.set_ylim(top=limit)
+    told = "\n".join(["off the scale:", *(f"grey {grey}: {shares[0, grey]:.1f}%" for grey in beyond)])
+    panel.text(0.5, 0.97, told, transform=panel.transAxes, ha="center", va="top", fontsize=8)
 
 
 def brightness_and_contrast(images: Images) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

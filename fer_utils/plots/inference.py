@@ -24,13 +24,14 @@ _SIDE: Final = 1000
 
 
 @styled
-def answer(picture: Image.Image | None, prediction: Prediction, title: str | None = None) -> Figure:
+def answer(picture: Image.Image | None, prediction: Prediction, title: str | None = None, note: str = "") -> Figure:
     """Return a picture with a square round each face, and beside it each face as the network saw it with its bars.
 
     Args:
         picture: the upright picture, of any mode; None shows the faces alone.
         prediction: the answer to it.
         title: what it is called; None is the file's name and the answer.
+        note: what the title ends with.
     """
     faces = prediction.faces[:MOST_FACES]
     if picture is not None and [face.box for face in faces] == [(0, 0, *picture.size)]:
@@ -39,6 +40,7 @@ def answer(picture: Image.Image | None, prediction: Prediction, title: str | Non
     if title is None:
         told = f"{len(prediction.faces)} faces" if len(prediction.faces) > 1 else prediction.label or "no face"
         title = f"{Path(prediction.source).name}: {told}"
+    title += note
     if picture is None:
         result = figure(title, 1.7 * rows + 0.5, WIDTH * 0.6)
         _faces(result, prediction, numbered=False)
