@@ -29,7 +29,7 @@ lint: .venv/installed
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
 bench: .venv/installed
-	status=0; for program in benchmarks/*.py; do echo "== $$program"; .venv/bin/python "$$program" || status=1; done; exit $$status
+	status=0; for program in $$(grep -l '^if __name__' benchmarks/*.py); do echo "== $$program"; .venv/bin/python "$$program" || status=1; done; exit $$status
 
 lab: .venv/installed
 	.venv/bin/jupyter lab notebooks

@@ -272,17 +272,18 @@ def card(name: str, model: Boxed) -> str:
         "",
         "## Scores",
         "",
-        "One view, no test-time augmentation, with 95% bootstrap intervals.",
+        "One view, no test-time augmentation, in float32, with 95% bootstrap intervals. `Classifier` scales its "
+        "answers by the temperature.",
         "",
-        "| faces | right | accuracy | balanced accuracy | macro F1 | NLL, scaled | calibration error, scaled |",
-        "|---|---|---|---|---|---|---|",
+        "| faces | right | accuracy | balanced accuracy | macro F1 | NLL, scaled | calibration error | scaled |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for key, held in model.scores.items():
         scaled = held["scaled"]
         lines.append(
             f"| {SET_TITLES[key]} | {held['correct']:,} of {held['faces']:,} | {percent(held['accuracy'])} | "
             f"{percent(held['balanced_accuracy'])} | {percent(held['macro_f1'])} | {scaled['nll']['value']:.3f} | "
-            f"{scaled['ece']['value']:.3f} |"
+            f"{held['ece']['value']:.3f} | {scaled['ece']['value']:.3f} |"
         )
     lines += ["", "| emotion | test faces | recall | precision |", "|---|---|---|---|"]
     for emotion in EMOTIONS:
