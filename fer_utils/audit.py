@@ -581,8 +581,15 @@ def _emotion(targets: Indexes) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print what is found in some data. The parts are as published: no face is cut off for validation."""
-    parser = argparse.ArgumentParser(prog="python -m fer_utils.audit", description=main.__doc__)
+    """Print what is found in some data. The parts are as published: no face is cut off for validation.
+
+    Returns:
+        0, or 2 where the data cannot be read.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m fer_utils.audit",
+        description="Print what is found in some data. The parts are as published: no face is cut off for validation.",
+    )
     parser.add_argument("data", nargs="?", default="auto", help="auto, synthetic, kaggle or a path (default: auto)")
     parser.add_argument("--json", action="store_true", help="print the counts as one JSON object")
     parser.add_argument("--exact-only", action="store_true", help="do not look for near copies")
@@ -593,17 +600,20 @@ def main(arguments: list[str] | None = None) -> int:
         help="share of the training faces to set apart for validation; 0, the default, holds all that is not training "
         "against all that is",
     )
+    parser.add_argument("--on-bad", choices=("raise", "skip"), default="raise", help="what to do with unreadable faces")
     chosen = parser.parse_args(arguments)
     try:
-        splits = sources.load(chosen.data, val_fraction=chosen.val_fraction)
+        splits = sources.load(chosen.data, val_fraction=chosen.val_fraction, on_bad=chosen.on_bad)
     except sources.SourceError as error:
-        print(f"audit: {error}", file=sys.stderr)
-        return 1
+        print(error, file=sys.stderr)
+        return 2
     counts = audit(splits, near=not chosen.exact_only).counts()
     if chosen.json:
         print(json.dumps(counts, indent=2))
         return 0
     print(describe(splits))
+    for item in splits.skipped:
+        print(f"passed over {item.name}: {item.reason}")
     for name, count in counts.items():
         print(f"{name.replace('_', ' '):>26}  {count:,}")
     return 0

@@ -423,10 +423,20 @@ def test_the_command_prints_a_table_too(folder: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_command_says_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert audits.main([str(tmp_path / "nowhere"), "--json"]) == 1
+    assert audits.main([str(tmp_path / "nowhere"), "--json"]) == 2
     told = capsys.readouterr()
     assert "nowhere" in told.err
     assert told.out == ""
+
+
+def test_the_command_goes_on_without_what_is_damaged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "train" / "sad" / "broken.png").write_bytes(b"no picture")
+    assert audits.main([str(folder), "--exact-only"]) == 2
+    assert "train/sad/broken.png" in capsys.readouterr().err
+    assert audits.main([str(folder), "--exact-only", "--on-bad", "skip"]) == 0
+    told = capsys.readouterr().out
+    assert "passed over train/sad/broken.png: not an image" in told
+    assert "extra copies  1" in told
 
 
 # -- the real faces ---------------------------------------------------------------------------------------------------
