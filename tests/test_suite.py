@@ -95,7 +95,7 @@ def folder(tmp_path: Path) -> Path:
         new_markdown_cell("# Second"),
         parameters("# parameters: the run only\nrun: str = None  # the run\n"),
         new_code_cell("import json, pathlib\ngiven = json.loads(pathlib.Path(run, 'given.json').read_text())"),
-        new_code_cell("if given['data'] == 'broken':\n    raise ValueError('no such face')\nprint('seen')"),
+        new_code_cell("if given['data'] == 'kaggle':\n    raise ValueError('no such face')\nprint('seen')"),
     )
     return tmp_path / "notebooks"
 
@@ -148,7 +148,7 @@ def test_a_failing_notebook_stops_the_suite_and_says_where(folder: Path, tmp_pat
     write(folder / "3_third.ipynb", parameters("# parameters: none\n"), new_code_cell("1"))
     with pytest.raises(suite.SuiteError) as caught:
         suite.run_notebooks(
-            "broken", out=tmp_path / "run", names=("1_first", "2_second", "3_third"), folder=folder, log=lambda _: None
+            "kaggle", out=tmp_path / "run", names=("1_first", "2_second", "3_third"), folder=folder, log=lambda _: None
         )
     partly = tmp_path / "run" / "2_second.ipynb"
     assert "2_second.ipynb failed in cell" in str(caught.value)
