@@ -507,7 +507,7 @@ def test_the_command_line_tells_mistakes_with_code_2_and_makes_no_run(
     message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "run"
     monkeypatch.setattr("fer_utils.runs.OUTPUTS", tmp_path / "outputs")
@@ -517,7 +517,7 @@ def test_the_command_line_tells_mistakes_with_code_2_and_makes_no_run(
     except SystemExit as exit:
         code = exit.code  # type: ignore[assignment]
     assert code == 2
-    told = capsys.readouterr().err
+    told = capfd.readouterr().err
     assert message in told
     assert "Traceback" not in told
     assert list(tmp_path.iterdir()) == []
