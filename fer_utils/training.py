@@ -536,8 +536,7 @@ def check(
         RunError: a teacher is not there or not trained, or there is nothing to resume.
         TrainingError: there are no processes.
     """
-    if processes < 1:
-        raise TrainingError(f"processes: expected at least 1, got {processes}")
+    _check_processes(processes)
     choose_precision(recipe.precision, choose_device(device))
     models.parameter_groups(models.build(recipe, pretrained=False), recipe)
     for name in recipe.teachers:
@@ -546,6 +545,11 @@ def check(
         if run is None:
             raise RunError("resume true continues a training, and there is none: name its run")
         Run.choose(run, holding="last.ckpt")
+
+
+def _check_processes(processes: int) -> None:
+    if processes < 1:
+        raise TrainingError(f"processes: expected at least 1, got {processes}")
 
 
 # -- the loop ---------------------------------------------------------------------------------------------------------
@@ -888,11 +892,14 @@ def _check_finite(state: State, loss: float, run: Run) -> None:
     tensors = [*state.model.parameters(), *state.evaluated.parameters(), *state.evaluated.buffers()]
     finite = math.isfinite(loss) and bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
     if not finite:
-        kept = f"{run.path} keeps epoch {state.epoch}" if state.epoch else "there is no good epoch before it"
         raise TrainingError(
             f"loss or weights are not finite in epoch {state.epoch + 1}: lower lr (now {state.recipe.lr}), clip with "
-            f"clip_norm, or train with precision float32; {kept}"
+            f"clip_norm, or train with precision float32; {_kept(state, run)}"
         )
+
+
+def _kept(state: State, run: Run) -> str:
+    return f"{run.path} keeps epoch {state.epoch}" if state.epoch else "there is no good epoch before it"
 
 
 def _save_inside(state: State, run: Run) -> None:
@@ -918,8 +925,7 @@ def _validate(
     if not np.isfinite(probabilities).all():
         raise TrainingError(
             f"the network's answers to validation faces are not finite in {precision} after epoch {state.epoch + 1}: "
-            f"train with precision float32 or bfloat16, or lower lr (now {state.recipe.lr}); {run.path} keeps epoch "
-            f"{state.epoch}"
+            f"train with precision float32 or bfloat16, or lower lr (now {state.recipe.lr}); {_kept(state, run)}"
         )
     return {
         "val_loss": metrics.nll(probabilities, val.targets),
@@ -1003,8 +1009,7 @@ def launch(
     Raises:
         TrainingError: there are no processes, or one failed; the message ends with what it printed last.
     """
-    if processes < 1:
-        raise TrainingError(f"processes: expected at least 1, got {processes}")
+    _check_processes(processes)
     with_recipe = run.path / "launch.yaml"
     with_recipe.write_text(recipe.dump(), encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
