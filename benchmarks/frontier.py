@@ -96,7 +96,7 @@ def ablations(base: Recipe) -> dict[str, dict[str, Any]]:
         "milder augmentation": {"augment": augment | milder},
         "stronger augmentation": {"augment": augment | stronger},
         "one size": {"progressive": "none"},
-        "progressive 32": {"progressive": 32},
+        **{f"progressive {size}": {"progressive": size} for size in (24, 32) if size < base.image_size},
         "cosine": {"schedule": "cosine"},
         "constant rate": {"schedule": "constant"},
         "AdamW": {"optimizer": "adamw", "lr": 3e-3, "weight_decay": 0.05},

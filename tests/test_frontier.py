@@ -74,6 +74,12 @@ def test_an_ablation_that_the_base_has_already_is_left_out() -> None:
     assert not {"one size", "no EMA"} & set(frontier.ablations(base))
 
 
+def test_growing_sizes_begin_below_the_size_that_they_grow_to() -> None:
+    small = frontier.ablations(recipe.load("fast", {"image_size": 32}))
+    assert {name for name in small if name.startswith("progressive")} == {"progressive 24"}
+    assert {"progressive 24", "progressive 32"} < set(frontier.ablations(recipe.load("fast")))
+
+
 def test_a_configuration_goes_by_all_that_it_is_trained_with() -> None:
     def ids(data: str = "a", **overrides: Any) -> list[str]:
         return [one.id for one in frontier.configurations("frontier", overrides, [0, 1], data, ["3x3s2-w1-48px"])]
