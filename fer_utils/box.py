@@ -2,6 +2,7 @@
 
     python -m fer_utils.box RUN fast [--data DATA]         put a run's best network into the box as ``fast``
     python -m fer_utils.box --check [NAME] [--data DATA]   score the models in the box and hold them against their cards
+    python -m fer_utils.box --unpack NAME RUN              lay a model of the box out as a run: a teacher, or for 04
 
 ``box.json`` lists the models with their SHA-256 and every score; a card is a function of its entry there.
 """
@@ -188,6 +189,57 @@ def put(
     write_text(folder / f"{name}.md", card(name, made))
     log(f"{file}: {made.bytes / 1e6:.1f} MB, SHA-256 {made.sha256}")
     return made
+
+
+def unpack(name: str | None, path: str | Path, folder: Path | None = None) -> Run:
+    """Lay a model of the box out as a run, much as its training left it: to teach others, or to be evaluated by 04.
+
+    The run has the recipe, the weights and what the box knows of the training. How its epochs went and where its faces
+    lay is not known: there is no history, and whoever evaluates it names the faces or lets ``auto`` find them.
+
+    Args:
+        name: of the model; None is the box's default.
+        path: where the run is made.
+        folder: the box; None is the package's.
+
+    Raises:
+        ExportError: the box has no such model, or its file was altered; or there is something at ``path``.
+    """
+    from fer_utils import checkpoint
+    from fer_utils.runs import Run
+
+    chosen, model = entry(name, folder)
+    engine = open_model(chosen, folder=folder)
+    if not isinstance(engine, TorchEngine):
+        raise ExportError(f"{model.file} holds no network that PyTorch can train with: fetch the repository again")
+    if Path(path).exists():
+        raise ExportError(f"{path} is there already: name a new directory for the run")
+    told, source = model.training, model.data["source"]
+    on_gpu = told["device"].startswith("cuda")
+    run = Run.create(path)
+    run.write_recipe(engine.description.recipe)
+    run.write_json(
+        "env.json",
+        {
+            **{key: told[key] for key in ("git", "versions", "device", "precision")},
+            **{"python": "unknown", "platform": "unknown", "threads": None},
+            "machine": "unknown" if on_gpu else told["machine"],
+            "gpu": told["machine"] if on_gpu else None,
+            "data": {
+                **model.data,
+                "location": source if source in ("synthetic", "kaggle") else "auto",
+                "converted": 0,
+                "skipped": [],
+            },
+        },
+    )
+    description = engine.description
+    # Last, since a run counts as trained once it has this file.
+    checkpoint.save(
+        run.file("best.ckpt"),
+        checkpoint.model_state(engine.model, description.preprocessing, description.recipe, description.epoch),
+    )
+    return run
 
 
 def score(engine: Engine, splits: Splits) -> dict[str, Any]:
@@ -387,24 +439,31 @@ def check(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fill or check the box.
+    """Fill or check the box, or make a run of a model in it.
 
     Returns:
         0; 1 where a card's numbers are not reproduced; 2 where nothing could be done.
     """
     parser = argparse.ArgumentParser(
         prog="python -m fer_utils.box",
-        description="Put a run's best network into the box, or score the models there and check their cards.",
+        description="Put a run's best network into the box, score the models there and check their cards, or lay one "
+        "out as a run.",
     )
     parser.add_argument(
-        "what", nargs="*", metavar="RUN NAME", help="with --check only the model's NAME; all without it"
+        "what",
+        nargs="*",
+        metavar="RUN NAME",
+        help="with --check only the model's NAME, all without it; with --unpack first its NAME, then the RUN to make",
     )
-    parser.add_argument("--check", action="store_true", help="score the models anew and hold them against their cards")
+    doing = parser.add_mutually_exclusive_group()
+    doing.add_argument("--check", action="store_true", help="score the models anew and hold them against their cards")
+    doing.add_argument("--unpack", action="store_true", help="make a run of a model: a teacher, or for 04")
     parser.add_argument("--data", help="the faces of the training; by default where the run says, or what `auto` finds")
     parser.add_argument("--box", type=Path, default=WEIGHTS, metavar="DIR", help="another box than the package's")
     given = parser.parse_args(arguments)
     if not given.check and len(given.what) != 2:
-        parser.error("name a run, and what its model is to be called")
+        order = "a model, and the run to make of it" if given.unpack else "a run, and what its model is to be called"
+        parser.error(f"name {order}")
 
     from fer_utils import evaluation
     from fer_utils.checkpoint import CheckpointError
@@ -416,6 +475,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             names = given.what or list(listed(given.box))
             # Every model is checked, whatever the first ones say.
             return 0 if min([check(name, given.data, given.box, log=print) for name in names]) else 1
+        if given.unpack:
+            name, path = given.what
+            print(unpack(name, path, given.box).path)
+            return 0
         run = Run.choose(given.what[0])
         put(run, evaluation.faces_of(run, given.data), given.what[1], given.box, log=print)
     except (ExportError, CheckpointError, RunError, SourceError, RecipeError) as error:

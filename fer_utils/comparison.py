@@ -115,11 +115,17 @@ def gather(runs: Sequence[Run], splits: Splits) -> list[Entry]:
     The order comes from validation: test scores are reported and choose nothing.
 
     Raises:
-        EvaluationError: a run has no evaluation, or one of other faces.
+        EvaluationError: a run has no evaluation, or one of other faces, or no history of its training.
         RunError: a run lacks its recipe or was written by another version.
     """
     if not runs:
         raise EvaluationError("there are no runs to compare: name some, or recipes to train")
+    for run in runs:
+        if not run.has("history.csv"):
+            raise EvaluationError(
+                f"{run.path} has no history.csv, as a model that was unpacked from the box: how it trained cannot be "
+                "compared. Leave it out; 04 tells its scores"
+            )
     groups: dict[str, list[Run]] = {}
     for run in runs:
         same = run.recipe.model_dump_json(exclude=set(_HOW_IT_RAN))

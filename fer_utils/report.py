@@ -150,8 +150,12 @@ class _About:
     def training(self) -> str:
         """What was trained for how long, in a sentence or two."""
         epoch = self.found.metrics["checkpoint"]["epoch"]
+        if not len(self.history):
+            # A model from the box: it knows what it was to be, and not how its training went.
+            told = f"{self.recipe.epochs} epochs, seed {self.recipe.seed}; the network is that of epoch {epoch}"
+            return f"{told}. Trained on {self.machine()}."
         told = f"{len(self.history)} epochs, seed {self.recipe.seed}; the network is that of epoch {epoch}"
-        if len(self.history) and self.history["val_accuracy"].notna().any():
+        if self.history["val_accuracy"].notna().any():
             told += ", the best on validation faces"
         return told + f". Trained {self.duration()} on {self.machine()}."
 
@@ -163,8 +167,8 @@ class _About:
 
     def machine(self) -> str:
         device = self.env["device"]
-        threads = "1 thread" if self.env["threads"] == 1 else f"{self.env['threads']} threads"
-        where = f"{self.env['machine']}, {threads}" if device == "cpu" else device
+        threads = {None: "", 1: ", 1 thread"}.get(self.env["threads"], f", {self.env['threads']} threads")
+        where = f"{self.env['machine']}{threads}" if device == "cpu" else device
         return f"{where} in {self.env['precision']}"
 
     def pairs(self) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import torch
 
-from fer_utils import box, checkpoint, export, metrics, models
+from fer_utils import box, checkpoint, comparison, evaluation, export, metrics, models, report, training
 from fer_utils.checkpoint import CheckpointError
 from fer_utils.devices import DeviceError
 from fer_utils.emotions import EMOTIONS
@@ -347,6 +347,37 @@ def test_other_faces_than_the_training_s_are_refused(run: Run, synthetic_splits:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_of_the_box_becomes_a_run_that_is_judged_and_teaches(
+    filled: Path, synthetic_splits: Splits, tmp_path: Path
+) -> None:
+    made = box.unpack("fast", tmp_path / "run", filled)
+    _, model = box.entry("fast", filled)
+    # The weights are those of the box, to the last bit.
+    engine, loaded = box.open_model("fast", folder=filled), checkpoint.load_model(made)
+    assert isinstance(engine, export.TorchEngine)
+    for name, tensor in engine.model.state_dict().items():
+        assert torch.equal(tensor, loaded.model.state_dict()[name]), name
+    assert (loaded.epoch, loaded.recipe) == (3, engine.description.recipe)
+    # 04's work, and the page that it makes, without a history.
+    found = evaluation.evaluate(made, synthetic_splits, device="cpu", draws=20)
+    accuracy = found.measured("test").scores["accuracy"].value
+    assert round(accuracy * len(synthetic_splits.test)) == model.scores["test"]["correct"]
+    page = report.write(made).read_text(encoding="utf-8")
+    assert f"{made.recipe.epochs} epochs, seed 0; the network is that of epoch 3. Trained on " in page
+    assert "0 seconds" not in page
+    # It knows the faces that it was trained on, as any teacher does.
+    taught = made.recipe.model_copy(update={"teacher": str(made.path), "teacher_views": "one", "epochs": 1})
+    student = training.fit(taught, synthetic_splits, Run.create(tmp_path / "student"), device="cpu", log=lambda _: None)
+    assert student.has("best.ckpt")
+    other = Splits(synthetic_splits.train.select(slice(100)), synthetic_splits.val, synthetic_splits.test, "synthetic")
+    with pytest.raises(training.TrainingError, match="another cut"):
+        training.fit(taught, other, Run.create(tmp_path / "other"), device="cpu", log=lambda _: None)
+    with pytest.raises(evaluation.EvaluationError, match="no history"):
+        comparison.gather([made], synthetic_splits)
+    with pytest.raises(ExportError, match="is there already"):
+        box.unpack("fast", made.path, filled)
+
+
 # -- the commands --
 
 
@@ -364,6 +395,10 @@ def test_the_commands(
     assert box.main([str(run.path), "fast", "--box", str(tmp_path / "box")]) == 0
     assert box.main(["--check", "--box", str(tmp_path / "box")]) == 0
     assert "reproduced" in capsys.readouterr().out
+    assert box.main(["--unpack", "fast", str(tmp_path / "unpacked"), "--box", str(tmp_path / "box")]) == 0
+    assert Run.open(tmp_path / "unpacked").has("best.ckpt")
+    assert box.main(["--unpack", "none", str(tmp_path / "unpacked"), "--box", str(tmp_path / "box")]) == 2
+    assert "it has fast" in capsys.readouterr().err
     assert export.main([str(tmp_path / "absent")]) == 2
     assert "there is no run at" in capsys.readouterr().err
     assert box.main(["--check", "--box", str(tmp_path)]) == 2
