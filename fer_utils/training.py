@@ -540,7 +540,11 @@ def check(
     choose_precision(recipe.precision, choose_device(device))
     models.parameter_groups(models.build(recipe, pretrained=False), recipe)
     for name in recipe.teachers:
-        Run.choose(name)
+        try:
+            Run.choose(name)
+        except RunError as error:
+            unpack = "python -m fer_utils.box --unpack NAME RUN"
+            raise RunError(f"teacher {name}: {error}; `{unpack}` makes a run of a model in the box") from None
     if resume is True:
         if run is None:
             raise RunError("resume true continues a training, and there is none: name its run")

@@ -498,6 +498,7 @@ def test_unlabelled_training_faces_are_refused(splits: Splits, tmp_path: Path) -
         (["--device", "cuda:99"], "device 'cuda:99' is not there"),
         (["--set", "train_layers=layer9"], "layer9"),
         (["--set", "teacher=no_such_run"], "no run at no_such_run"),
+        (["--set", "teacher=accurate"], "--unpack NAME RUN` makes a run of a model in the box"),
         (["--resume", "true", "--out", "RUN"], "no run at"),
         (["--resume", "true"], "name its run"),
     ],
