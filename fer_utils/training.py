@@ -551,6 +551,33 @@ def check(
         Run.choose(run, holding="last.ckpt")
 
 
+def check_faces(recipe: Recipe, splits: Splits) -> None:
+    """Tell what faces that have been read make impossible, before a run is made for them.
+
+    Raises:
+        RunError: a teacher is not there, or does not say what it was trained on.
+        TrainingError: training or validation faces have no labels, or a teacher was trained on other faces than
+            ``splits.train``.
+    """
+    place = splits.location or splits.source
+    if not splits.train.labelled:
+        raise TrainingError(f"the training part of {place} has no labelled faces")
+    if len(splits.val) and not splits.val.labelled:
+        raise TrainingError(f"the validation part of {place} has faces without a label")
+    for name in recipe.teachers:
+        # What a teacher knows by heart it tells its student: validation and test faces would be no measure any more.
+        teacher = Run.open(name)
+        known = teacher.read_json("env.json")["data"]["fingerprint"]
+        if known != splits.fingerprint():
+            its = teacher.recipe
+            raise TrainingError(
+                f"teacher {name} was trained on other faces or another cut of them (fingerprint {known}, here "
+                f"{splits.fingerprint()}): it may know this training's validation and test faces by heart. Give this "
+                f"training its data and its cut (val_fraction {its.val_fraction}, split_seed {its.split_seed}), or "
+                "name a teacher of these faces"
+            )
+
+
 def _check_processes(processes: int) -> None:
     if processes < 1:
         raise TrainingError(f"processes: expected at least 1, got {processes}")
@@ -615,14 +642,14 @@ def _fit(
     if where.type == "cuda" and ranks.world > 1:
         where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     arithmetic = choose_precision(precision or recipe.precision, where)
-    _check_faces(splits)
+    check_faces(recipe, splits)
     if where.type == "cpu":
         keep_freed_memory()
     train = training_faces(recipe, splits.train)
     preprocessing = Preprocessing.of(recipe, train)
     state = make_state(recipe, where, arithmetic)
     if recipe.teachers:
-        state.teacher, state.teacher_sha256 = load_teacher(recipe, splits, preprocessing, where)
+        state.teacher, state.teacher_sha256 = load_teacher(recipe, preprocessing, where)
     resumed = _open_run(state, splits, run, resume, where, arithmetic, ranks)
     bounds = batch_bounds(len(train), recipe.batch_size, ranks.world)
     if state.step >= len(bounds):
@@ -712,22 +739,19 @@ class Teacher(nn.Module):
         return torch.from_numpy(np.mean(every, axis=0)).to(device=device, dtype=torch.float32)
 
 
-def load_teacher(
-    recipe: Recipe, splits: Splits, preprocessing: Preprocessing, device: torch.device
-) -> tuple[Teacher, str]:
+def load_teacher(recipe: Recipe, preprocessing: Preprocessing, device: torch.device) -> tuple[Teacher, str]:
     """Return the best networks of the runs that ``recipe.teacher`` names, and the SHA-256 of their files.
 
     Raises:
         RunError: there is no such run.
         CheckpointError: it has no network that can be read.
-        TrainingError: it was trained on other faces than ``splits.train``, or it is to see what the network that is to
-            be trained sees and wants its faces prepared in another way.
+        TrainingError: it is to see what the network that is to be trained sees, and wants its faces prepared in another
+            way.
     """
     every: list[checkpoint.LoadedModel] = []
     digests: list[str] = []
     for name in recipe.teachers:
         run = Run.open(name)
-        _check_teachers_faces(name, run, splits)
         loaded = checkpoint.load_model(run, "best", device)
         if recipe.teacher_views == "same" and loaded.preprocessing != preprocessing:
             raise TrainingError(
@@ -737,25 +761,6 @@ def load_teacher(
         every.append(replace(loaded, model=_channels_last(loaded.model.requires_grad_(False), device)))
         digests.append(sha256(run.file("best.ckpt")))
     return Teacher(every), ",".join(digests)
-
-
-def _check_teachers_faces(name: str, run: Run, splits: Splits) -> None:
-    # What a teacher knows by heart it tells its student: validation and test faces would be no measure any more.
-    known = run.read_json("env.json")["data"]
-    if known["fingerprint"] != splits.fingerprint():
-        raise TrainingError(
-            f"teacher {name} was trained on other faces or another cut of them (fingerprint {known['fingerprint']}, "
-            f"here {splits.fingerprint()}): it may know this training's validation and test faces by heart. Give this "
-            f"training its data and its cut (val_fraction {run.recipe.val_fraction}, split_seed "
-            f"{run.recipe.split_seed}), or name a teacher of these faces"
-        )
-
-
-def _check_faces(splits: Splits) -> None:
-    if not splits.train.labelled:
-        raise TrainingError(f"the training part of {splits.location or splits.source} has no labelled faces")
-    if len(splits.val) and not splits.val.labelled:
-        raise TrainingError(f"the validation part of {splits.location or splits.source} has faces without a label")
 
 
 def _open_run(
@@ -1095,6 +1100,7 @@ def _train(arguments: argparse.Namespace) -> None:
             split_seed=recipe.split_seed,
             on_bad=arguments.on_bad,
         )
+        check_faces(recipe, splits)
         if ranks.rank == 0:
             run = Run.create(arguments.out, label=recipe.name)
         if distributed:
