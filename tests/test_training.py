@@ -407,13 +407,13 @@ def test_a_teacher_that_changed_or_does_not_fit_is_refused(splits: Splits, tmp_p
 
 
 def test_a_teacher_of_another_cut_is_told_before_a_run_is_made(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--data", "synthetic:200", "--device", "cpu", "--set", "width=0.125", "image_size=24", "epochs=1"]
     assert training.main([*words, "--out", str(tmp_path / "teacher")]) == 0
     taught = [*words, f"teacher={tmp_path / 'teacher'}", "val_fraction=0.3", "--out", str(tmp_path / "student")]
     assert training.main(taught) == 2
-    assert "another cut" in capsys.readouterr().err
+    assert "another cut" in capfd.readouterr().err
     assert not (tmp_path / "student").exists()
 
 
