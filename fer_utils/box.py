@@ -214,15 +214,17 @@ def unpack(name: str | None, path: str | Path, folder: Path | None = None) -> Ru
         raise ExportError(f"{model.file} holds no network that PyTorch can train with: fetch the repository again")
     if Path(path).exists():
         raise ExportError(f"{path} is there already: name a new directory for the run")
-    told, source = model.training, model.data["source"]
+    description, told, source = engine.description, model.training, model.data["source"]
     on_gpu = told["device"].startswith("cuda")
     run = Run.create(path)
-    run.write_recipe(engine.description.recipe)
+    run.write_recipe(description.recipe)
     run.write_json(
         "env.json",
         {
             **{key: told[key] for key in ("git", "versions", "device", "precision")},
-            **{"python": "unknown", "platform": "unknown", "threads": None},
+            "python": "unknown",
+            "platform": "unknown",
+            "threads": None,
             "machine": "unknown" if on_gpu else told["machine"],
             "gpu": told["machine"] if on_gpu else None,
             "data": {
@@ -233,7 +235,6 @@ def unpack(name: str | None, path: str | Path, folder: Path | None = None) -> Ru
             },
         },
     )
-    description = engine.description
     # Last, since a run counts as trained once it has this file.
     checkpoint.save(
         run.file("best.ckpt"),

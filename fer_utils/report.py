@@ -150,17 +150,17 @@ class _About:
     def training(self) -> str:
         """What was trained for how long, in a sentence or two."""
         epoch = self.found.metrics["checkpoint"]["epoch"]
-        if not len(self.history):
-            # A model from the box: it knows what it was to be, and not how its training went.
-            told = f"{self.recipe.epochs} epochs, seed {self.recipe.seed}; the network is that of epoch {epoch}"
-            return f"{told}. Trained on {self.machine()}."
-        told = f"{len(self.history)} epochs, seed {self.recipe.seed}; the network is that of epoch {epoch}"
-        if self.history["val_accuracy"].notna().any():
+        # A model that was unpacked from the box knows what it was to be, and not how its training went.
+        known = len(self.history) > 0
+        epochs = len(self.history) if known else self.recipe.epochs
+        told = f"{epochs} epochs, seed {self.recipe.seed}; the network is that of epoch {epoch}"
+        if known and self.history["val_accuracy"].notna().any():
             told += ", the best on validation faces"
-        return told + f". Trained {self.duration()} on {self.machine()}."
+        duration = f"{self.duration()} " if known else ""
+        return f"{told}. Trained {duration}on {self.machine()}."
 
     def duration(self) -> str:
-        seconds = float(self.history["total_seconds"].iloc[-1]) if len(self.history) else 0.0
+        seconds = float(self.history["total_seconds"].iloc[-1])
         if seconds >= 5400:
             return f"{seconds / 3600:.1f} hours"
         return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
