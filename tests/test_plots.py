@@ -220,6 +220,19 @@ def test_face_grid_keeps_pictures_whole_and_in_order(synthetic_splits: Splits) -
     assert drawn[4].get_extent()[2] > drawn[0].get_extent()[2], "the second row lies below the first"
 
 
+def test_frames_are_drawn_whole_at_the_edge_of_the_grid() -> None:
+    white = np.full((2, 48, 48), 255, np.uint8)
+    figure = style.face_grid(white, captions=["", ""], colors=["#ff0000"] * 2, framed=True, columns=2)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    red = np.asarray(canvas.buffer_rgba())[:, :, 1] < 128
+    middle = red[red.any(axis=1).argmax() + 20]
+    # Left and right side of both frames, in dots: a side outside the axes is as thick as one inside.
+    starts, ends = (np.flatnonzero(np.diff(middle.astype(int), prepend=0, append=0) == step) for step in (1, -1))
+    assert len(starts) == 4
+    assert np.ptp(ends - starts) <= 1
+
+
 def test_curves_name_the_best_epoch() -> None:
     assert "validation; lowest 1.200 in epoch 8" in texts(training.loss_curve(history(12)))
     assert "validation; best 60.0% in epoch 8" in texts(training.accuracy_curve(history(12)))

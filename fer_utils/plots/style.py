@@ -182,7 +182,8 @@ def face_grid(
         )
         color = colors[index] if colors else INK
         if framed:
-            axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=color, linewidth=2.5))
+            # Half of the line lies outside, also outside the axes for the first column and row.
+            axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=color, linewidth=2.5, clip_on=False))
         if captions:
             axes.text(
                 x + side / 2, y + side + 0.03, captions[index], color=color, fontsize=fontsize, ha="center", va="top"
