@@ -244,6 +244,27 @@ def test_curves_show_the_history_in_percent() -> None:
     np.testing.assert_allclose(lines["training"].get_xdata(), [1, 2, 3])
 
 
+def test_the_rates_of_a_long_training_can_be_seen() -> None:
+    for epochs in (3, 200):
+        planned, reached = training.learning_rate(history(epochs), "", np.linspace(0, 3e-3, 999)).axes[0].lines
+        assert planned.get_linestyle() == "-"
+        assert reached.get_marker() == "o"
+        assert reached.get_markersize() > 1
+
+
+def test_no_legend_lies_over_a_curve() -> None:
+    for figure in (
+        training.live(history(12), 60),
+        training.loss_curve(history(60)),
+        training.accuracy_curve(history(5)),
+        training.learning_rate(history(5), "", np.linspace(0, 3e-3, 99)),
+    ):
+        FigureCanvasAgg(figure).draw()
+        (legend,) = figure.legends
+        assert not any(axes.get_legend() for axes in figure.axes)
+        assert not any(legend.get_window_extent().overlaps(axes.get_tightbbox()) for axes in figure.axes)
+
+
 def test_curves_are_told_apart_without_colour() -> None:
     train, _, val = training.loss_curve(history(12)).axes[0].lines
     assert train.get_linestyle() != val.get_linestyle()

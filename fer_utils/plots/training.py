@@ -28,17 +28,13 @@ def loss_curve(history: pd.DataFrame, note: str = "") -> Figure:
         history: ``run.history()``: columns ``epoch``, ``train_loss`` and, with a validation part, ``val_loss``.
         note: what the title ends with (``splits.title_note``).
     """
-    result = figure(f"Loss by epoch{note}", 3.8)
-    _curves(result.add_subplot(), history, "loss")
-    return result
+    return _one(f"Loss by epoch{note}", history, "loss")
 
 
 @styled
 def accuracy_curve(history: pd.DataFrame, note: str = "") -> Figure:
     """Return training and validation accuracy in percent by epoch, the highest validation accuracy marked."""
-    result = figure(f"Accuracy by epoch{note}", 3.8)
-    _curves(result.add_subplot(), history, "accuracy")
-    return result
+    return _one(f"Accuracy by epoch{note}", history, "accuracy")
 
 
 @styled
@@ -51,8 +47,11 @@ def learning_rate(history: pd.DataFrame, note: str = "", schedule: npt.NDArray[n
         schedule: rates planned for every step of the whole training, evenly spread over its epochs, drawn as a line
             behind the points; without it the points are joined.
     """
-    result = figure(f"Learning rate by epoch{note}", 3.2)
-    _rates(result.add_subplot(), history, schedule)
+    result = figure(f"Learning rate by epoch{note}", 3.2 if schedule is None else 3.5)
+    axes = result.add_subplot()
+    _rates(axes, history, schedule)
+    if schedule is not None:
+        _legend_below(result, axes)
     return result
 
 
@@ -66,14 +65,30 @@ def live(history: pd.DataFrame, epochs: int, note: str = "") -> Figure:
         note: what the title ends with.
     """
     done = int(history["epoch"].max()) if len(history) else 0
-    result = figure(f"Epoch {done} of {epochs}{note}", 2.9)
+    result = figure(f"Epoch {done} of {epochs}{note}", 3.2)
     loss, accuracy, rate = result.subplots(1, 3)
     _curves(loss, history, "loss", brief=True)
     _curves(accuracy, history, "accuracy", brief=True)
     _rates(rate, history, None)
     for axes in (loss, accuracy, rate):
         axes.set_xlim(0.5, max(epochs, done, 1) + 0.5)
+    _legend_below(result, loss)
     return result
+
+
+def _one(title: str, history: pd.DataFrame, measure: Literal["loss", "accuracy"]) -> Figure:
+    result = figure(title, 4.1)
+    axes = result.add_subplot()
+    _curves(axes, history, measure)
+    _legend_below(result, axes)
+    return result
+
+
+def _legend_below(result: Figure, axes: Axes) -> None:
+    """Name the curves of ``axes`` outside of it: within, a legend covers whatever a curve does next."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        result.legend(handles, labels, loc="outside lower center", ncols=2)
 
 
 def _curves(axes: Axes, history: pd.DataFrame, measure: Literal["loss", "accuracy"], brief: bool = False) -> None:
@@ -104,9 +119,6 @@ def _curves(axes: Axes, history: pd.DataFrame, measure: Literal["loss", "accurac
     axes.set_ylabel("accuracy (%)" if percent else "cross-entropy loss")
     axes.margins(y=0.1)
     _epoch_axis(axes, history)
-    # Side by side, one legend does for both panels, and above a falling loss there is room for it.
-    if axes.lines and not (brief and percent):
-        axes.legend(loc="best")
 
 
 def _rates(axes: Axes, history: pd.DataFrame, schedule: npt.NDArray[np.float64] | None) -> None:
@@ -120,7 +132,8 @@ def _rates(axes: Axes, history: pd.DataFrame, schedule: npt.NDArray[np.float64] 
             history["lr"],
             color=INK,
             marker="o",
-            markersize=_marker_size(history),
+            # Without a line to join them, points must show in a long training too.
+            markersize=_marker_size(history) or (0 if schedule is None else 2),
             linestyle="-" if schedule is None else "none",
             label="at the end of an epoch",
         )
@@ -128,8 +141,6 @@ def _rates(axes: Axes, history: pd.DataFrame, schedule: npt.NDArray[np.float64] 
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
     axes.set_ylim(bottom=0)
     _epoch_axis(axes, history)
-    if schedule is not None:
-        axes.legend()
 
 
 def _marker_size(history: pd.DataFrame) -> int:
