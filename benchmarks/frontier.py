@@ -112,6 +112,7 @@ def ablations(base: Recipe) -> dict[str, dict[str, Any]]:
         "a third of the weight decay": {"weight_decay": base.weight_decay / 3},
         "three times the weight decay": {"weight_decay": base.weight_decay * 3},
         "no dropout": {"dropout": 0.0},
+        "shortcuts average": {"shortcut": "average"},
         "exact copies once": {"dedupe": "exact"},
         "balanced loss": {"balance": "loss"},
         "balanced sampling": {"balance": "sampling"},

@@ -10,6 +10,7 @@ import contextlib
 import re
 import socket
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load raises; nothing is unpickled here
@@ -243,6 +244,8 @@ def _backbone(recipe: Recipe) -> nn.Module:
         raise ModelError(f"{name} cannot be built for image_size {recipe.image_size} (224 fits): {error}") from error
     if recipe.width != 1.0:
         _scale_width(model, recipe.width)
+    if recipe.shortcut == "average":
+        _average_shortcuts(model)
     if recipe.zero_init_residual:
         for block in model.modules():
             if isinstance(block, BasicBlock | Bottleneck):
@@ -305,6 +308,18 @@ def _scale_width(model: nn.Module, width: float) -> None:
             model.set_submodule(name, nn.BatchNorm2d(scaled(module.num_features)))
         elif isinstance(module, nn.Linear):
             model.set_submodule(name, nn.Linear(scaled(module.in_features), module.out_features))
+
+
+def _average_shortcuts(model: nn.Module) -> None:
+    """Halve the maps of a ResNet's shortcuts by the mean of each four pixels; no parameter changes its name."""
+    for block in model.modules():
+        if isinstance(block, BasicBlock | Bottleneck) and block.downsample is not None and block.stride > 1:
+            strided, norm = block.downsample
+            # Of a map of odd size the last row and column are means of the pixels that are there.
+            pool = nn.AvgPool2d(block.stride, block.stride, ceil_mode=True, count_include_pad=False)
+            one_by_one = nn.Conv2d(strided.in_channels, strided.out_channels, 1, bias=False)
+            one_by_one.weight = strided.weight
+            block.downsample = nn.Sequential(OrderedDict([("pool", pool), ("0", one_by_one), ("1", norm)]))
 
 
 def _first_convolution(model: nn.Module) -> str:

@@ -163,6 +163,9 @@ class Recipe(_Strict):
     """Keep the max-pool after a ResNet's stem."""
     width: float = Field(1.0, gt=0, le=4)
     """Channels of a ResNet's stages as a multiple of 64, 128, 256 and 512, rounded to a multiple of 8."""
+    shortcut: Literal["strided", "average"] = "strided"
+    """How a ResNet's shortcuts halve a map: one pixel of each four, or their mean (ResNet-D, He et al. 2019,
+    arXiv:1812.01187)."""
     channels: Literal[1, 3] = 1
     """Grey once, or repeated three times."""
     head: tuple[int, ...] = ()
@@ -257,7 +260,13 @@ class Recipe(_Strict):
             problems.append("schedule plateau watches the validation loss, but val_fraction is 0")
         if self.early_stopping and self.val_fraction == 0:
             problems.append("early_stopping watches the validation accuracy, but val_fraction is 0")
-        stock = {"stem": "imagenet", "max_pool": True, "width": 1.0, "zero_init_residual": False}
+        stock = {
+            "stem": "imagenet",
+            "max_pool": True,
+            "width": 1.0,
+            "shortcut": "strided",
+            "zero_init_residual": False,
+        }
         changed = [name for name, value in stock.items() if getattr(self, name) != value]
         if changed and not self.backbone.startswith("resnet"):
             told = ", ".join(f"{name} {json.dumps(stock[name]).strip(chr(34))}" for name in changed)
@@ -272,6 +281,8 @@ class Recipe(_Strict):
                 problems.append(f"weights imagenet has 7×7 kernels first, which cannot become stem {self.stem}")
             if self.width != 1.0:
                 problems.append(f"weights imagenet fits width 1 only, not width {self.width}")
+            if self.shortcut != "strided":
+                problems.append("weights imagenet was trained with strided shortcuts, not with shortcut average")
             if self.zero_init_residual:
                 problems.append("zero_init_residual would be overwritten by weights imagenet")
         if self.teacher is not None and not self.teachers:

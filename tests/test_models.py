@@ -182,6 +182,31 @@ def test_zero_init_residual_makes_each_block_the_identity(backbone: str, last: s
             assert bool((parameter == 0).all()) == name.endswith(f"{last}.weight"), name
 
 
+@pytest.mark.parametrize(("backbone", "blocks"), [("resnet18", 3), ("resnet50", 3)])
+def test_an_average_shortcut_sees_every_pixel_under_the_same_names(backbone: str, blocks: int) -> None:
+    strided, average = (shapes_only(backbone=backbone, shortcut=shortcut) for shortcut in ("strided", "average"))
+    assert {name: tensor.shape for name, tensor in average.state_dict().items()} == {
+        name: tensor.shape for name, tensor in strided.state_dict().items()
+    }
+    assert sum(isinstance(module, nn.AvgPool2d) for module in average.modules()) == blocks
+
+
+@pytest.mark.parametrize("size", [6, 7])
+def test_an_average_shortcut_is_the_mean_of_the_pixels_that_are_there(size: int) -> None:
+    model = models.build(make(width=0.25, shortcut="average")).eval()
+    shortcut = model.get_submodule("layer2.0.downsample")
+    with torch.no_grad():
+        maps = torch.randn(1, 16, size, size)
+        rows = [slice(i, min(i + 2, size)) for i in range(0, size, 2)]
+        means = torch.stack([torch.stack([maps[0, :, y, x].mean((1, 2)) for x in rows], -1) for y in rows], -2)
+        kernel = model.get_parameter("layer2.0.downsample.0.weight")[:, :, 0, 0]
+        # Batch norm starts with mean 0 and variance 1.
+        expected = torch.einsum("oc,cyx->oyx", kernel, means) / (1 + 1e-5) ** 0.5
+        torch.testing.assert_close(shortcut(maps)[0], expected)
+        # Where the block halves its map, the other branch has the same size.
+        assert model.get_submodule("layer2.0")(maps).shape[2:] == shortcut(maps).shape[2:]
+
+
 @pytest.mark.parametrize("backbone", ["resnet18", "vgg16", "custom_cnn", "mobilenet_v3_small", "convnext_tiny"])
 def test_a_head_of_any_depth_lies_under_the_backbones_own_name(backbone: str) -> None:
     under = "fc" if backbone == "resnet18" else "classifier"
