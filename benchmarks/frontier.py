@@ -113,6 +113,8 @@ def ablations(base: Recipe) -> dict[str, dict[str, Any]]:
         "three times the weight decay": {"weight_decay": base.weight_decay * 3},
         "no dropout": {"dropout": 0.0},
         "shortcuts average": {"shortcut": "average"},
+        "SiLU": {"activation": "silu"},
+        "shortcuts average, SiLU": {"shortcut": "average", "activation": "silu"},
         "exact copies once": {"dedupe": "exact"},
         "balanced loss": {"balance": "loss"},
         "balanced sampling": {"balance": "sampling"},

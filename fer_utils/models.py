@@ -244,6 +244,10 @@ def _backbone(recipe: Recipe) -> nn.Module:
         raise ModelError(f"{name} cannot be built for image_size {recipe.image_size} (224 fits): {error}") from error
     if recipe.width != 1.0:
         _scale_width(model, recipe.width)
+    if recipe.activation == "silu":
+        for name, module in list(model.named_modules()):
+            if isinstance(module, nn.ReLU):
+                model.set_submodule(name, nn.SiLU())
     if recipe.shortcut == "average":
         _average_shortcuts(model)
     if recipe.zero_init_residual:

@@ -163,6 +163,8 @@ class Recipe(_Strict):
     """Keep the max-pool after a ResNet's stem."""
     width: float = Field(1.0, gt=0, le=4)
     """Channels of a ResNet's stages as a multiple of 64, 128, 256 and 512, rounded to a multiple of 8."""
+    activation: Literal["relu", "silu"] = "relu"
+    """What follows a ResNet's batch norms: ReLU, or SiLU (Elfwing et al. 2018, arXiv:1702.03118)."""
     shortcut: Literal["strided", "average"] = "strided"
     """How a ResNet's shortcuts halve a map: one pixel of each four, or their mean (ResNet-D, He et al. 2019,
     arXiv:1812.01187)."""
@@ -264,6 +266,7 @@ class Recipe(_Strict):
             "stem": "imagenet",
             "max_pool": True,
             "width": 1.0,
+            "activation": "relu",
             "shortcut": "strided",
             "zero_init_residual": False,
         }
@@ -281,6 +284,8 @@ class Recipe(_Strict):
                 problems.append(f"weights imagenet has 7×7 kernels first, which cannot become stem {self.stem}")
             if self.width != 1.0:
                 problems.append(f"weights imagenet fits width 1 only, not width {self.width}")
+            if self.activation != "relu":
+                problems.append(f"weights imagenet was trained with ReLU, not with activation {self.activation}")
             if self.shortcut != "strided":
                 problems.append("weights imagenet was trained with strided shortcuts, not with shortcut average")
             if self.zero_init_residual:

@@ -182,6 +182,16 @@ def test_zero_init_residual_makes_each_block_the_identity(backbone: str, last: s
             assert bool((parameter == 0).all()) == name.endswith(f"{last}.weight"), name
 
 
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_silu_follows_every_norm_that_relu_did(backbone: str) -> None:
+    relu, silu = (shapes_only(backbone=backbone, activation=activation) for activation in ("relu", "silu"))
+    changed = {n for n, module in relu.named_modules() if isinstance(module, nn.ReLU)}
+    assert {n for n, module in silu.named_modules() if isinstance(module, nn.SiLU)} == changed
+    assert "layer4.1.relu" in changed
+    assert not any(isinstance(module, nn.ReLU) for module in silu.modules())
+    assert list(silu.state_dict()) == list(relu.state_dict())
+
+
 @pytest.mark.parametrize(("backbone", "blocks"), [("resnet18", 3), ("resnet50", 3)])
 def test_an_average_shortcut_sees_every_pixel_under_the_same_names(backbone: str, blocks: int) -> None:
     strided, average = (shapes_only(backbone=backbone, shortcut=shortcut) for shortcut in ("strided", "average"))

@@ -150,6 +150,8 @@ WRONG = {
     "stem of no ImageNet": ("epochs: 1\nweights: imagenet\nstem: 3x3s2\n", 3, ["7×7", "3x3s2", "line 2"]),
     "width of no ImageNet": ("epochs: 1\nweights: imagenet\nwidth: 0.5\n", 3, ["width 1 only", "line 2"]),
     "custom_cnn of no ImageNet": ("epochs: 1\nweights: imagenet\nbackbone: custom_cnn\n", 3, ["weights imagenet"]),
+    "SiLU of no ImageNet": ("epochs: 1\nweights: imagenet\nactivation: silu\n", 3, ["trained with ReLU"]),
+    "SiLU of no ResNet": ("backbone: vgg16\nepochs: 1\nactivation: silu\n", 3, ["set activation relu"]),
     "shortcut of no ImageNet": ("epochs: 1\nweights: imagenet\nshortcut: average\n", 3, ["strided shortcuts"]),
     "shortcut of no ResNet": ("backbone: vgg16\nepochs: 1\nshortcut: average\n", 3, ["set shortcut strided"]),
     "zeros overwritten": ("epochs: 1\nweights: imagenet\nzero_init_residual: true\n", 3, ["overwritten"]),
