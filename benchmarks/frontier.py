@@ -114,7 +114,7 @@ def ablations(base: Recipe) -> dict[str, dict[str, Any]]:
         "no dropout": {"dropout": 0.0},
         "shortcuts average": {"shortcut": "average"},
         "SiLU": {"activation": "silu"},
-        "shortcuts average, SiLU": {"shortcut": "average", "activation": "silu"},
+        "shortcuts average with SiLU": {"shortcut": "average", "activation": "silu"},
         "exact copies once": {"dedupe": "exact"},
         "balanced loss": {"balance": "loss"},
         "balanced sampling": {"balance": "sampling"},
