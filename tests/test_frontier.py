@@ -68,6 +68,12 @@ def test_each_ablation_changes_what_it_says_and_nothing_else() -> None:
     assert len(set(told.values())) == len(told)
 
 
+def test_each_ablation_has_a_name_that_a_run_can_have() -> None:
+    base = recipe.load("fast")
+    for name in frontier.ablations(base):
+        assert frontier._changed(base, {"name": name.replace(" ", "-")}).name
+
+
 def test_an_ablation_that_the_base_has_already_is_left_out() -> None:
     base = recipe.load("fast", {"progressive": "none", "ema": 0.0})
     assert "progressive 32" in frontier.ablations(base)
