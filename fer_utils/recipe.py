@@ -251,6 +251,9 @@ class Recipe(_Strict):
     """Arithmetic of the network: ``auto`` is bfloat16 where the hardware has it, else float32; float64 is to check."""
     compile: bool = False
     """Compile the network with ``torch.compile``."""
+    cuda_graph: bool = True
+    """On CUDA, launch the step of a full batch at once, as a CUDA graph. Not in float16 or float64, nor with several
+    processes."""
 
     @model_validator(mode="after")
     def _combination(self) -> Recipe:

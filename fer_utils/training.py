@@ -273,18 +273,32 @@ def _channels_last(model: nn.Module, device: torch.device) -> nn.Module:
     return model if device.type == "mps" else model.to(memory_format=torch.channels_last)
 
 
-@torch.no_grad()
-def update_average(averaged: nn.Module, model: nn.Module, decay: float, updates: int) -> None:
-    """Move the average towards the weights, batch-norm statistics included, so that it can be evaluated as it is.
+def average_weight(decay: float, updates: int) -> float:
+    """Return the weight of the network's weights in their average after so many updates, this one counted.
 
     The decay is lower in the first steps, (1 + t) / (10 + t), or the random start would stay in the average for
     hundreds of steps.
     """
-    weight = 1 - min(decay, (1 + updates) / (10 + updates))
+    return 1 - min(decay, (1 + updates) / (10 + updates))
+
+
+@torch.no_grad()
+def update_average(averaged: nn.Module, model: nn.Module, weight: float | Tensor) -> None:
+    """Move the average by ``weight`` towards the weights, batch-norm statistics too: it can be evaluated as it is.
+
+    A ``weight`` that is a tensor on the networks' device is read there, so that a CUDA graph can be given another one
+    for each step.
+    """
     target = [*averaged.parameters(), *averaged.buffers()]
     source = [*model.parameters(), *model.buffers()]
     floating = [(a, b) for a, b in zip(target, source, strict=True) if a.is_floating_point()]
-    torch._foreach_lerp_([a for a, _ in floating], [b for _, b in floating], weight)
+    moved, towards = [a for a, _ in floating], [b for _, b in floating]
+    if isinstance(weight, Tensor):
+        ways = torch._foreach_sub(towards, moved)
+        torch._foreach_mul_(ways, weight)
+        torch._foreach_add_(moved, ways)
+    else:
+        torch._foreach_lerp_(moved, towards, weight)
     for a, b in zip(target, source, strict=True):
         if not a.is_floating_point():
             a.copy_(b)
@@ -319,6 +333,12 @@ class Epoch:
             mixing = mix_draw(n, mixup=recipe.mixup, cutmix=recipe.cutmix, seed=recipe.seed, epoch=epoch).to(device)
         return cls(order.to(device), draws.to(device), mixing, image_sizes(recipe)[epoch])
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that was drawn, by name."""
+        mixed = {} if self.partner is None else vars(self.partner)
+        held = {"order": self.order, **vars(self.draws), **{f"partner.{name}": value for name, value in mixed.items()}}
+        return {name: value for name, value in held.items() if isinstance(value, Tensor)}
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -350,20 +370,30 @@ def make_batch(
     ranks: Ranks,
 ) -> Batch:
     """Return this rank's share of the global batch at ``bounds``: every ``world``-th face of it, augmented."""
-    start, end = bounds
-    where = torch.arange(start + ranks.rank, end, ranks.world, device=images.device)
-    faces = plan.order[where]
-    inputs = augment(images.index_select(0, faces), plan.draws[where], plan.size)
-    whole = plan.order[start:end]
+    whole = torch.arange(*bounds, device=images.device)
+    return _batch_of(plan, whole[ranks.rank :: ranks.world], whole, images, targets, weights, preprocessing)
+
+
+def _batch_of(
+    plan: Epoch,
+    places: Tensor,
+    everyone: Tensor,
+    images: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    preprocessing: Preprocessing,
+) -> Batch:
+    """Return the faces at ``places`` of the epoch's order, a part of the global batch, which is at ``everyone``'s."""
+    faces, whole = plan.order[places], plan.order[everyone]
+    inputs = augment(images.index_select(0, faces), plan.draws[places], plan.size)
     if plan.partner is None:
         total = weights[targets[whole]].sum()
         return Batch(preprocessing.normalize(inputs), faces, targets[faces], None, None, total)
-    mine = plan.partner[where]
+    mine, all_ = plan.partner[places], plan.partner[everyone]
     partners = plan.order[mine.partner]
     inputs, share = mix(inputs, augment(images.index_select(0, partners), plan.draws[mine.partner], plan.size), mine)
-    everyone = plan.partner[start:end]
-    others = plan.order[everyone.partner]
-    total = (everyone.lam * weights[targets[whole]] + (1 - everyone.lam) * weights[targets[others]]).sum()
+    others = plan.order[all_.partner]
+    total = (all_.lam * weights[targets[whole]] + (1 - all_.lam) * weights[targets[others]]).sum()
     return Batch(preprocessing.normalize(inputs), faces, targets[faces], targets[partners], share, total)
 
 
@@ -431,12 +461,16 @@ def train_step(
     forward: nn.Module | Callable[[Tensor], Tensor],
     batch: Batch,
     weights: Tensor,
-    lr_factor: float,
+    lr_factor: float | Tensor,
     device: torch.device,
     precision: Precision,
     ranks: Ranks,
+    weight: Tensor | None = None,
 ) -> None:
-    """Do one optimiser step, and add to the epoch's running sums. No host synchronisation."""
+    """Do one optimiser step, and add to the epoch's running sums. No host synchronisation.
+
+    A CUDA graph gives ``lr_factor`` and the average's ``weight`` as tensors, and counts the updates itself.
+    """
     recipe = state.recipe
     for group, base in zip(state.optimizer.param_groups, state.base_lrs, strict=True):
         group["lr"] = base * lr_factor
@@ -468,9 +502,12 @@ def train_step(
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    state.updates += 1
+    if weight is None:
+        state.updates += 1
     if state.averaged is not None:
-        update_average(state.averaged, state.model, recipe.ema, state.updates)
+        update_average(
+            state.averaged, state.model, average_weight(recipe.ema, state.updates) if weight is None else weight
+        )
     with torch.no_grad():
         correct = (logits.argmax(1) == batch.targets).sum()
         # The global weight is known to every rank; a world-th of it each, so that sums over ranks come out right.
@@ -480,6 +517,151 @@ def train_step(
                 (batch.total_weight / ranks.world).to(state.sums.dtype),
                 correct.to(state.sums.dtype),
             ]
+        )
+
+
+class StepGraph:
+    """The step of a full batch as one CUDA graph: one launch in place of some thousand.
+
+    Of a network this small a GPU computes each kernel before Python has launched the next one. What differs from step
+    to step lies in tensors, which the graph reads: the place in the epoch, the factor on the learning rate, the weight
+    of the average. An epoch's plan is copied over the plan that was captured. Dropout draws what it would without a
+    graph, from the seed of the step. (PyTorch's notes on CUDA semantics, "CUDA Graphs".)
+
+    Args:
+        steps: what a step is done with.
+        plan: an epoch's plan, kept and written over.
+        size: faces of a batch.
+    """
+
+    WARM_UP: Final = 3
+    """Steps before the capture, undone afterwards: libraries set themselves up, and the optimiser makes its moments."""
+
+    def __init__(self, steps: Steps, plan: Epoch, size: int) -> None:
+        device = steps.images.device
+        self._steps, self._plan = steps, plan
+        self._tensors = plan.tensors()
+        self._start = torch.zeros((), dtype=torch.int64, device=device)
+        self._factor, self._weight = torch.zeros((), device=device), torch.ones((), device=device)
+        self._places = torch.arange(size, device=device)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            self._replay = self._captured(device)
+
+    def fits(self, plan: Epoch) -> bool:
+        """Return whether ``plan`` changes the same faces by the same operations, to the same size."""
+        shapes, captured = (
+            {name: t.shape for name, t in tensors.items()} for tensors in (plan.tensors(), self._tensors)
+        )
+        return plan.size == self._plan.size and shapes == captured
+
+    def take(self, plan: Epoch) -> None:
+        """Copy an epoch's plan over the captured one."""
+        for name, tensor in plan.tensors().items():
+            self._tensors[name].copy_(tensor)
+
+    def __call__(self, start: int, lr_factor: float) -> None:
+        """Do the step of the batch at ``start``."""
+        state = self._steps.state
+        state.updates += 1
+        self._start.fill_(start)
+        self._factor.fill_(lr_factor)
+        self._weight.fill_(average_weight(state.recipe.ema, state.updates))
+        self._replay()
+
+    def _step(self) -> None:
+        steps = self._steps
+        places = self._start + self._places
+        batch = _batch_of(self._plan, places, places, steps.images, steps.targets, steps.weights, steps.preprocessing)
+        train_step(
+            *(steps.state, steps.forward, batch, steps.weights, self._factor),
+            *(self._start.device, steps.precision, steps.ranks, self._weight),
+        )
+
+    def _captured(self, device: torch.device) -> Callable[[], None]:
+        groups = self._steps.state.optimizer.param_groups
+        beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        with _undone(self._steps.state):
+            beside.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(beside):
+                for _ in range(self.WARM_UP):
+                    self._step()
+            torch.cuda.current_stream(device).wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        kept = [dict(group) for group in groups]
+        for group in groups:
+            # Adam asks for it; its fused step is made on the device in any case.
+            group |= {"capturable": True} if "capturable" in group else {}
+        with torch.cuda.graph(graph):
+            self._step()
+        for group, before in zip(groups, kept, strict=True):
+            group |= {name: value for name, value in before.items() if name != "params"}
+        return graph.replay
+
+
+@contextlib.contextmanager
+def _undone(state: State) -> Iterator[None]:
+    """Put back, in place, what steps change: weights, buffers, averages, moments (zero where there were none), sums."""
+    averaged = [] if state.averaged is None else [*state.averaged.parameters(), *state.averaged.buffers()]
+    kept = [*state.model.parameters(), *state.model.buffers(), *averaged, state.sums]
+    held = [tensor.detach().clone() for tensor in kept]
+    moments = {
+        (parameter, name): value.clone()
+        for parameter, values in state.optimizer.state.items()
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
+    yield
+    with torch.no_grad():
+        for tensor, before in zip(kept, held, strict=True):
+            tensor.copy_(before)
+        for parameter, values in state.optimizer.state.items():
+            for name, value in values.items():
+                if (parameter, name) in moments:
+                    value.copy_(moments[parameter, name])
+                elif isinstance(value, Tensor):
+                    value.zero_()
+
+
+@dataclass
+class Steps:
+    """What the steps of a training are done with, and how: one launch after the other, or as a CUDA graph."""
+
+    state: State
+    forward: nn.Module
+    images: Tensor
+    targets: Tensor
+    weights: Tensor
+    preprocessing: Preprocessing
+    precision: Precision
+    ranks: Ranks
+    graph: StepGraph | None = None
+
+    @property
+    def captures(self) -> bool:
+        """Whether full batches are a CUDA graph: gradient scaling and other processes ask the host in each step."""
+        fused = self.precision in ("bfloat16", "float32")
+        return self.images.is_cuda and self.state.recipe.cuda_graph and fused and self.ranks.world == 1
+
+    def begin(self, plan: Epoch) -> None:
+        """Make ready for an epoch."""
+        self.plan = plan
+        if self.graph is not None and self.graph.fits(plan):
+            self.graph.take(plan)
+        else:
+            self.graph = None
+
+    def __call__(self, bounds: tuple[int, int], lr_factor: float) -> None:
+        """Do the step of the global batch at ``bounds``."""
+        size = self.state.recipe.batch_size
+        if self.captures and bounds[1] - bounds[0] == size:
+            if self.graph is None:
+                self.graph = StepGraph(self, self.plan, size)
+            self.graph(bounds[0], lr_factor)
+            return
+        batch = make_batch(self.plan, bounds, self.images, self.targets, self.weights, self.preprocessing, self.ranks)
+        train_step(
+            *(self.state, self.forward, batch, self.weights, lr_factor),
+            *(self.images.device, self.precision, self.ranks),
         )
 
 
@@ -661,11 +843,12 @@ def _fit(
     targets = torch.from_numpy(train.targets).to(where)
     weights = torch.tensor(class_weights(recipe, train.targets), device=where, dtype=torch.float32)
     forward = _forward(state, ranks, where)
+    steps = Steps(state, forward, images, targets, weights, preprocessing, arithmetic, ranks)
     if ranks.rank == 0:
         how = f"resumed after epoch {state.epoch}" if resumed else f"{len(train):,} training faces"
         processes = f", {ranks.world} processes" if ranks.world > 1 else ""
-        steps = f"{recipe.epochs} epochs, {len(bounds)} steps each"
-        log(f"{recipe.name}: {how}, {steps}, {where}, {arithmetic}{processes}")
+        length = f"{recipe.epochs} epochs, {len(bounds)} steps each"
+        log(f"{recipe.name}: {how}, {length}, {where}, {arithmetic}{processes}")
     if state.teacher is not None and recipe.teacher_views != "same" and state.answers is None:
         if ranks.rank == 0:
             log(f"{recipe.name}: asking the teacher about {len(train):,} faces ({recipe.teacher_views})")
@@ -673,9 +856,7 @@ def _fit(
     while state.epoch < recipe.epochs and not _stopped_early(state):
         if stop_after is not None and state.epoch >= stop_after:
             break
-        row = _epoch(
-            state, forward, splits, run, images, targets, weights, preprocessing, bounds, where, arithmetic, ranks, log
-        )
+        row = _epoch(steps, splits, run, bounds, log)
         if ranks.rank == 0:
             if on_epoch is not None:
                 on_epoch(row)
@@ -829,23 +1010,13 @@ def _stopped_early(state: State) -> bool:
 
 
 def _epoch(
-    state: State,
-    forward: nn.Module,
-    splits: Splits,
-    run: Run,
-    images: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-    preprocessing: Preprocessing,
-    bounds: Sequence[tuple[int, int]],
-    device: torch.device,
-    precision: Precision,
-    ranks: Ranks,
-    log: Callable[[str], None],
+    steps: Steps, splits: Splits, run: Run, bounds: Sequence[tuple[int, int]], log: Callable[[str], None]
 ) -> Row:
+    state, ranks, device = steps.state, steps.ranks, steps.images.device
     recipe = state.recipe
-    plan = Epoch.plan(recipe, targets.cpu(), state.epoch, device)
+    plan = Epoch.plan(recipe, steps.targets.cpu(), state.epoch, device)
     models.set_training_mode(state.model, recipe)
+    steps.begin(plan)
     first, started = state.step, time.perf_counter()
     saved = told = started
     before = state.spent
@@ -854,8 +1025,7 @@ def _epoch(
         torch.manual_seed(_step_seed(recipe.seed, state.epoch, step, ranks.rank))
         planned = schedule_factor(recipe, state.epoch * len(bounds) + step, recipe.epochs * len(bounds))
         lr_factor = planned * state.plateau["factor"]
-        batch = make_batch(plan, bounds[step], images, targets, weights, preprocessing, ranks)
-        train_step(state, forward, batch, weights, lr_factor, device, precision, ranks)
+        steps(bounds[step], lr_factor)
         state.step = step + 1
         now = time.perf_counter()
         if ranks.rank == 0 and now - told > TELL_EVERY and step + 1 < len(bounds):
@@ -881,7 +1051,7 @@ def _epoch(
         "image_size": plan.size,
     }
     checked = time.perf_counter()
-    row |= _validate(state, splits.val, preprocessing, run, device, precision, ranks)
+    row |= _validate(state, splits.val, steps.preprocessing, run, device, steps.precision, ranks)
     val_seconds = time.perf_counter() - checked
     state.epoch, state.step, state.spent = state.epoch + 1, 0, 0.0
     state.sums.zero_()
@@ -892,7 +1062,7 @@ def _epoch(
         "val_seconds": val_seconds,
         "total_seconds": state.seconds,
     }
-    _after_epoch(state, row, preprocessing, run, ranks)
+    _after_epoch(state, row, steps.preprocessing, run, ranks)
     return row
 
 

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -423,7 +424,7 @@ def test_the_average_follows_the_weights_and_their_statistics() -> None:
     averaged = models.build(tiny())
     expected = {name: value.clone() for name, value in averaged.state_dict().items()}
     for updates in (1, 2, 500):
-        training.update_average(averaged, model, 0.9, updates)
+        training.update_average(averaged, model, training.average_weight(0.9, updates))
         weight = 1 - min(0.9, (1 + updates) / (10 + updates))
         for name, value in model.state_dict().items():
             if value.is_floating_point():
@@ -651,6 +652,59 @@ def test_cuda_steps_do_not_wait_for_the_host(fields: dict[str, Any], splits: Spl
         torch.cuda.set_sync_debug_mode("default")
     assert bool(torch.isfinite(state.sums).all())
     assert state.sums[1] > 0
+
+
+def without_a_gpu(graph: training.StepGraph, device: torch.device) -> Callable[[], None]:
+    """Warm up, and launch one operation after the other where a GPU would replay them."""
+    with training._undone(graph._steps.state):
+        for _ in range(graph.WARM_UP):
+            graph._step()
+    return graph._step
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"optimizer": "sgd", "lr": 0.01, "clip_norm": 1.0},
+        {"mixup": 0.2, "cutmix": 1.0, "progressive": 24, "image_size": 32},
+        {"schedule": "plateau", "plateau_patience": 0, "balance": "sampling", "ema": 0.0},
+    ],
+    ids=["sgd-clipped", "mixed-growing", "plateau-balanced"],
+)
+def test_a_captured_step_is_the_step(
+    fields: dict[str, Any], splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny(precision="float64", epochs=3, dropout=0.2, **fields)
+    launched = fit(recipe, splits, Run.create(tmp_path / "launched"), device="cpu", log=silent)
+    monkeypatch.setattr(training.Steps, "captures", True)
+    monkeypatch.setattr(training.StepGraph, "_captured", without_a_gpu)
+    captured = Run.create(tmp_path / "captured")
+    for stop_after in (1, None):
+        fit(recipe, splits, captured, device="cpu", log=silent, stop_after=stop_after)
+    found = weights_of(captured)
+    for name, value in weights_of(launched).items():
+        # The factor on the learning rate is a float32 there.
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"optimizer": "sgd", "lr": 0.05, "clip_norm": 1.0, "mixup": 0.2, "precision": "float32"},
+        {"progressive": 24, "image_size": 32, "sam": 0.05, "balance": "loss"},
+    ],
+    ids=["adamw", "sgd-clipped-mixup-float32", "growing-sam"],
+)
+def test_a_cuda_graph_trains_what_launches_train(fields: dict[str, Any], splits: Splits, tmp_path: Path) -> None:
+    runs = []
+    for graph in (False, True):
+        recipe = tiny(dropout=0.2, epochs=3, cuda_graph=graph, **fields)
+        runs.append(fit(recipe, splits, Run.create(tmp_path / str(graph)), device="cuda", log=silent))
+    expected, found = (weights_of(run) for run in runs)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].cpu(), value.cpu(), rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.gpu
