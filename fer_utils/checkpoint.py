@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import zipfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -29,7 +30,48 @@ class CheckpointError(RuntimeError):
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write ``state`` (nested dicts and lists of tensors and plain values), whole or not at all, with its checksum."""
     # Tensors go to the CPU first, so that a checkpoint written on a GPU loads and hashes the same anywhere.
-    plain = _to_cpu(state)
+    _write(path, _to_cpu(state))
+
+
+class Saver:
+    """Writes checkpoints, whole or not at all, while a training goes on: one after the other, in their order.
+
+    Hashing and writing 180 MB takes half a second, in which a GPU trains half an epoch. Leaving the ``with`` block
+    waits for the last of them, after an error too.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._waiting: list[Future[None]] = []
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+        self.wait()
+
+    def save(self, *files: tuple[Path, dict[str, Any]]) -> None:
+        """Copy each file's ``state`` now, and write it later.
+
+        Raises:
+            OSError: what was to be written before could not be.
+        """
+        self.wait()
+        self._waiting = [self._pool.submit(_write, path, _to_cpu(state, copy=True)) for path, state in files]
+
+    def wait(self) -> None:
+        """Return when all is written.
+
+        Raises:
+            OSError: it could not be.
+        """
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            each.result()
+
+
+def _write(path: Path, plain: dict[str, Any]) -> None:
     with replacing(path) as aside:
         torch.save({"schema_version": SCHEMA_VERSION, "sha256": _digest(plain), "state": plain}, aside)
 
@@ -69,13 +111,13 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def _to_cpu(value: Any) -> Any:
+def _to_cpu(value: Any, *, copy: bool = False) -> Any:
     if isinstance(value, Tensor):
-        return value.detach().to("cpu")
+        return value.detach().to("cpu", copy=copy)
     if isinstance(value, dict):
-        return {key: _to_cpu(item) for key, item in value.items()}
+        return {key: _to_cpu(item, copy=copy) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_to_cpu(item) for item in value]
+        return [_to_cpu(item, copy=copy) for item in value]
     return value
 
 

@@ -853,14 +853,15 @@ def _fit(
         if ranks.rank == 0:
             log(f"{recipe.name}: asking the teacher about {len(train):,} faces ({recipe.teacher_views})")
         state.answers = state.teacher.answer(train, recipe.teacher_views, where, arithmetic, ranks)
-    while state.epoch < recipe.epochs and not _stopped_early(state):
-        if stop_after is not None and state.epoch >= stop_after:
-            break
-        row = _epoch(steps, splits, run, bounds, log)
-        if ranks.rank == 0:
-            if on_epoch is not None:
-                on_epoch(row)
-            log(describe_epoch(row, recipe.epochs))
+    with checkpoint.Saver() as saver:
+        while state.epoch < recipe.epochs and not _stopped_early(state):
+            if stop_after is not None and state.epoch >= stop_after:
+                break
+            row = _epoch(steps, splits, run, bounds, saver, log)
+            if ranks.rank == 0:
+                if on_epoch is not None:
+                    on_epoch(row)
+                log(describe_epoch(row, recipe.epochs))
     if ranks.rank == 0 and _stopped_early(state):
         log(
             f"stopped early: no better validation accuracy for {recipe.early_stopping} epochs "
@@ -1010,7 +1011,12 @@ def _stopped_early(state: State) -> bool:
 
 
 def _epoch(
-    steps: Steps, splits: Splits, run: Run, bounds: Sequence[tuple[int, int]], log: Callable[[str], None]
+    steps: Steps,
+    splits: Splits,
+    run: Run,
+    bounds: Sequence[tuple[int, int]],
+    saver: checkpoint.Saver,
+    log: Callable[[str], None],
 ) -> Row:
     state, ranks, device = steps.state, steps.ranks, steps.images.device
     recipe = state.recipe
@@ -1038,7 +1044,7 @@ def _epoch(
         if now - saved > SAVE_EVERY and ranks.world == 1 and step + 1 < len(bounds):
             saved = now
             state.spent = before + now - started
-            _save_inside(state, run)
+            _save_inside(state, run, saver)
     loss, weight, correct = ranks.sum(state.sums.clone()).tolist()  # waits for the device
     train_seconds = before + time.perf_counter() - started
     _check_finite(state, loss, run)
@@ -1062,7 +1068,7 @@ def _epoch(
         "val_seconds": val_seconds,
         "total_seconds": state.seconds,
     }
-    _after_epoch(state, row, steps.preprocessing, run, ranks)
+    _after_epoch(state, row, steps.preprocessing, run, saver, ranks)
     return row
 
 
@@ -1081,12 +1087,13 @@ def _kept(state: State, run: Run) -> str:
     return f"{run.path} keeps epoch {state.epoch}" if state.epoch else "there is no good epoch before it"
 
 
-def _save_inside(state: State, run: Run) -> None:
+def _save_inside(state: State, run: Run, saver: checkpoint.Saver) -> None:
     """Save inside an epoch, and keep what the last finished epoch left to be evaluated."""
     _check_finite(state, float(state.sums[0]), run)
     path = run.file("last.ckpt")
+    saver.wait()
     evaluated = checkpoint.load(path).get("evaluated") if state.epoch else None
-    checkpoint.save(path, state.dump() | ({"evaluated": evaluated} if evaluated else {}))
+    saver.save((path, state.dump() | ({"evaluated": evaluated} if evaluated else {})))
 
 
 def _validate(
@@ -1113,7 +1120,9 @@ def _validate(
     }
 
 
-def _after_epoch(state: State, row: Row, preprocessing: Preprocessing, run: Run, ranks: Ranks) -> None:
+def _after_epoch(
+    state: State, row: Row, preprocessing: Preprocessing, run: Run, saver: checkpoint.Saver, ranks: Ranks
+) -> None:
     """Watch validation, and write history and checkpoints. A crash between two files loses nothing: each is whole."""
     recipe = state.recipe
     if row["val_loss"] is not None:
@@ -1127,9 +1136,8 @@ def _after_epoch(state: State, row: Row, preprocessing: Preprocessing, run: Run,
         return
     evaluated = checkpoint.model_state(state.evaluated, preprocessing, recipe, state.epoch)
     run.append_history(row)
-    if better:
-        checkpoint.save(run.file("best.ckpt"), evaluated)
-    checkpoint.save(run.file("last.ckpt"), {**state.dump(), "evaluated": evaluated})
+    best = [(run.file("best.ckpt"), evaluated)] if better else []
+    saver.save(*best, (run.file("last.ckpt"), {**state.dump(), "evaluated": evaluated}))
 
 
 def _watch_plateau(state: State, val_loss: float) -> None:

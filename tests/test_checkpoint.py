@@ -153,3 +153,36 @@ def test_a_model_that_does_not_fit_is_refused(run: Run, change: dict[str, object
 def test_a_run_without_a_checkpoint_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="train first"):
         checkpoint.load_model(Run.create(tmp_path / "new"))
+
+
+def test_a_saver_writes_what_was_when_it_was_told(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
+    weights = torch.zeros(1000)
+    with checkpoint.Saver() as saver:
+        for step in range(5):
+            weights.fill_(step)
+            saver.save((first, {"step": step, "weights": weights}), (second, {"step": -step}))
+            weights.fill_(99)
+            if step == 3:
+                saver.wait()
+                assert checkpoint.load(first)["step"] == 3
+    assert checkpoint.load(first)["step"] == 4
+    assert torch.equal(checkpoint.load(first)["weights"], torch.full((1000,), 4.0))
+    assert checkpoint.load(second) == {"step": -4}
+
+
+def test_a_saver_tells_what_could_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no directory", encoding="utf-8")
+    with pytest.raises(OSError, match="file"), checkpoint.Saver() as saver:
+        saver.save((tmp_path / "file" / "a.ckpt", {"epoch": 1}))
+
+
+def test_an_error_waits_for_what_is_being_written(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with checkpoint.Saver() as saver:
+            saver.save((tmp_path / "a.ckpt", {"weights": torch.zeros(3_000_000)}))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert checkpoint.load(tmp_path / "a.ckpt")["weights"].shape == (3_000_000,)
