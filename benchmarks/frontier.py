@@ -1,9 +1,9 @@
-"""Which network learns most for its arithmetic and minutes, and what each setting of `fast` gives: on validation alone.
+"""Which network learns most for its arithmetic and minutes, and what each setting gives: on validation alone.
 
     python benchmarks/frontier.py                                    four networks, briefly
     python benchmarks/frontier.py --sweep frontier --list            what the sweep holds, cheapest first
     python benchmarks/frontier.py --sweep frontier --epochs 6        stems x widths x input sizes
-    python benchmarks/frontier.py --sweep ablation --seeds 0 1 2     one change to `fast` at a time
+    python benchmarks/frontier.py --sweep ablation --seeds 0 1 2     one change to ``BASE`` at a time
     python benchmarks/frontier.py --sweep frontier --table           what was measured, training nothing
 
 A sweep fills a directory: a row of ``frontier.csv`` or ``ablation.csv`` per trained configuration, ``runs/`` with their
@@ -53,6 +53,18 @@ _TEXT: Final = ("id", "name", "base", "differs", "stem", "max_pool", "date", "de
 _NUMBERS: Final = [column for column in COLUMNS if column not in _TEXT]
 _ONE: Final = ["name", "base", "differs", "seed", "data"]
 _NOT_COMPARED: Final = {"name", "description", "seed"}
+
+BASE: Final = {
+    "shortcut": "strided",
+    "activation": "relu",
+    "weight_decay": 0.05,
+    "epochs": 36,
+    "augment": {
+        **{"flip": 0.5, "rotation": 10, "translate": 0.08, "scale": [0.9, 1.1], "brightness": 0.15, "contrast": 0.15},
+        "fill": "zeros",
+    },
+}
+"""What makes `fast` what it was before the sweeps: their tables stay what they were, and `fast` has what they found."""
 
 STRIDES: Final = {"imagenet": 2, "3x3s2": 2, "3x3s1": 1}
 """The stems, and by how much each makes its maps smaller than the face; a max-pool halves them again."""
@@ -145,7 +157,7 @@ def difference(one: Recipe, other: Recipe) -> str:
 
 @dataclass(frozen=True)
 class Configuration:
-    """One training of a sweep: ``base`` is `fast` with what holds for the whole sweep, ``recipe`` changes it."""
+    """One training of a sweep: ``base`` is `fast` as of ``BASE`` with what holds for all, ``recipe`` changes it."""
 
     name: str
     recipe: Recipe
@@ -180,7 +192,7 @@ def configurations(
         RecipeError: an override is wrong.
         SystemExit: ``only`` names what there is not.
     """
-    base = recipe.load("fast", overrides)
+    base = recipe.load("fast", {**BASE, **overrides})
     changes = networks() if sweep == "frontier" else ablations(base)
     for pattern in only:
         if not fnmatch.filter(changes, pattern):
@@ -235,7 +247,7 @@ def train(configuration: Configuration, splits: Splits, folder: Path, device: st
     return {
         "id": configuration.id,
         "name": configuration.name,
-        "base": difference(configuration.base, recipe.load("fast")),
+        "base": difference(configuration.base, recipe.load("fast", BASE)),
         "differs": difference(settings, configuration.base),
         "seed": settings.seed,
         "epochs": len(history),
@@ -390,7 +402,7 @@ def sweep_told_once(
     sweeps = {str(row[at]) for row in rows}
     if len(sweeps) != 1:
         return header, rows
-    print(f"Each is `fast` with {sweeps.pop() or 'nothing changed'}.\n")
+    print(f"Each is `fast` as it was before the sweeps, with {sweeps.pop() or 'nothing changed'}.\n")
     return [*header[:at], *header[at + 1 :]], [[*row[:at], *row[at + 1 :]] for row in rows]
 
 
@@ -491,7 +503,7 @@ def main(given: Sequence[str] | None = None) -> int:
             return 0
         overrides = dict(item.partition("=")[::2] for item in arguments.set)
         overrides |= {"epochs": arguments.epochs, "train_faces": arguments.train_faces}
-        base = recipe.load("fast", overrides)
+        base = recipe.load("fast", {**BASE, **overrides})
         splits = sources.load(arguments.data, val_fraction=base.val_fraction, split_seed=base.split_seed)
         if not splits.val.labelled or not len(splits.val):
             raise SystemExit("there are no labelled validation faces: nothing could be scored")
