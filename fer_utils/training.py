@@ -591,8 +591,15 @@ class StepGraph:
         for group in groups:
             # Adam asks for it; its fused step is made on the device in any case.
             group |= {"capturable": True} if "capturable" in group else {}
-        with torch.cuda.graph(graph):
-            self._step()
+        try:
+            with torch.cuda.graph(graph):
+                self._step()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise TrainingError(
+                f"a step of this recipe cannot be captured as a CUDA graph ({error}): set cuda_graph to false"
+            ) from error
         for group, before in zip(groups, kept, strict=True):
             group |= {name: value for name, value in before.items() if name != "params"}
         return graph.replay
