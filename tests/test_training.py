@@ -674,7 +674,7 @@ def without_a_gpu(graph: training.StepGraph, device: torch.device) -> Callable[[
 def test_a_captured_step_is_the_step(
     fields: dict[str, Any], splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = tiny(precision="float64", epochs=3, dropout=0.2, **fields)
+    recipe = tiny(precision="float64", epochs=2, dropout=0.2, **fields)
     launched = fit(recipe, splits, Run.create(tmp_path / "launched"), device="cpu", log=silent)
     monkeypatch.setattr(training.Steps, "captures", True)
     monkeypatch.setattr(training.StepGraph, "_captured", without_a_gpu)
