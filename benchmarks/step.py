@@ -97,23 +97,11 @@ def bare_step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return step if device.type == "cpu" else captured(step, optimizer, device)
-
-
-def captured(step: Callable[[], None], optimizer: torch.optim.Optimizer, device: torch.device) -> Callable[[], object]:
-    """Return the step as a CUDA graph, as `fit` does its own: what a GPU needs for it, not what Python does."""
-    beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    beside.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(beside):
-        for _ in range(training.StepGraph.WARM_UP):
-            step()
-    torch.cuda.current_stream(device).wait_stream(beside)
-    for group in optimizer.param_groups:
-        group |= {"capturable": True} if "capturable" in group else {}
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
+    if device.type == "cpu":
+        return step
+    # As `fit` does its own: what a GPU needs for it, and not what Python does.
+    training.warm_up(step, device)
+    return training.capture(step, optimizer)
 
 
 class Timer(TorchDispatchMode):  # type: ignore[no-untyped-call]

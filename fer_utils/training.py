@@ -534,9 +534,6 @@ class StepGraph:
         size: faces of a batch.
     """
 
-    WARM_UP: Final = 3
-    """Steps before the capture, undone afterwards: libraries set themselves up, and the optimiser makes its moments."""
-
     def __init__(self, steps: Steps, plan: Epoch, size: int) -> None:
         device = steps.images.device
         self._steps, self._plan = steps, plan
@@ -578,31 +575,45 @@ class StepGraph:
         )
 
     def _captured(self, device: torch.device) -> Callable[[], None]:
-        groups = self._steps.state.optimizer.param_groups
-        beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        with _undone(self._steps.state):
-            beside.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(beside):
-                for _ in range(self.WARM_UP):
-                    self._step()
-            torch.cuda.current_stream(device).wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        kept = [dict(group) for group in groups]
-        for group in groups:
-            # Adam asks for it; its fused step is made on the device in any case.
-            group |= {"capturable": True} if "capturable" in group else {}
+        state = self._steps.state
+        with _undone(state):
+            warm_up(self._step, device)
         try:
-            with torch.cuda.graph(graph):
-                self._step()
+            return capture(self._step, state.optimizer)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             raise TrainingError(
                 f"a step of this recipe cannot be captured as a CUDA graph ({error}): set cuda_graph to false"
             ) from error
-        for group, before in zip(groups, kept, strict=True):
-            group |= {name: value for name, value in before.items() if name != "params"}
-        return graph.replay
+
+
+def warm_up(step: Callable[[], None], device: torch.device) -> None:
+    """Do three steps on a stream of their own: libraries set themselves up, and the optimiser makes its moments."""
+    beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    beside.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(beside):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream(device).wait_stream(beside)
+
+
+def capture(step: Callable[[], None], optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """Return a function that replays ``step``, which was warmed up, as one CUDA graph; nothing is computed yet.
+
+    Raises:
+        RuntimeError: the step waits for the device, or does what a graph cannot hold.
+    """
+    graph = torch.cuda.CUDAGraph()
+    kept = [dict(group) for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        # Adam asks for it; its fused step is made on the device in any case.
+        group |= {"capturable": True} if "capturable" in group else {}
+    with torch.cuda.graph(graph):
+        step()
+    for group, before in zip(optimizer.param_groups, kept, strict=True):
+        group |= {name: value for name, value in before.items() if name != "params"}
+    return graph.replay
 
 
 @contextlib.contextmanager
