@@ -1,8 +1,8 @@
 """What an epoch of `fast` costs against each earlier recipe as published: images/s of the training step, in turn.
 
 The earlier recipes run in float32 at their own input size and batch, as their texts say; `fast` in its own settings.
-ImageNet weights change no timing, so the networks start from random weights. On CUDA each step is a
-CUDA graph.
+ImageNet weights change no timing, so the networks start from random weights. On CUDA
+each step is a CUDA graph.
 """
 
 from __future__ import annotations

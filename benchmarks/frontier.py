@@ -73,6 +73,11 @@ STRIDES: Final = {"imagenet": 2, "3x3s2": 2, "3x3s1": 1}
 # -- what is trained --------------------------------------------------------------------------------------------------
 
 
+def base_recipe(overrides: Mapping[str, Any]) -> Recipe:
+    """Return what a sweep changes: `fast` as of ``BASE``, with ``overrides`` as ``recipe.load`` takes them."""
+    return recipe.load("fast", {**BASE, **overrides})
+
+
 def networks() -> dict[str, dict[str, Any]]:
     """Return the fields of the recipe that make each network of the frontier, by its name, roughly cheapest first."""
 
@@ -192,7 +197,7 @@ def configurations(
         RecipeError: an override is wrong.
         SystemExit: ``only`` names what there is not.
     """
-    base = recipe.load("fast", {**BASE, **overrides})
+    base = base_recipe(overrides)
     changes = networks() if sweep == "frontier" else ablations(base)
     for pattern in only:
         if not fnmatch.filter(changes, pattern):
@@ -247,7 +252,7 @@ def train(configuration: Configuration, splits: Splits, folder: Path, device: st
     return {
         "id": configuration.id,
         "name": configuration.name,
-        "base": difference(configuration.base, recipe.load("fast", BASE)),
+        "base": difference(configuration.base, base_recipe({})),
         "differs": difference(settings, configuration.base),
         "seed": settings.seed,
         "epochs": len(history),
@@ -503,7 +508,7 @@ def main(given: Sequence[str] | None = None) -> int:
             return 0
         overrides = dict(item.partition("=")[::2] for item in arguments.set)
         overrides |= {"epochs": arguments.epochs, "train_faces": arguments.train_faces}
-        base = recipe.load("fast", {**BASE, **overrides})
+        base = base_recipe(overrides)
         splits = sources.load(arguments.data, val_fraction=base.val_fraction, split_seed=base.split_seed)
         if not splits.val.labelled or not len(splits.val):
             raise SystemExit("there are no labelled validation faces: nothing could be scored")

@@ -97,7 +97,7 @@ def bare_step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    if device.type == "cpu":
+    if device.type != "cuda":
         return step
     # As `fit` does its own: what a GPU needs for it, and not what Python does.
     training.warm_up(step, device)

@@ -653,6 +653,8 @@ class Steps:
     precision: Precision
     ranks: Ranks
     graph: StepGraph | None = None
+    plan: Epoch = field(init=False)
+    """Of the epoch under way; ``begin`` sets it."""
 
     @property
     def captures(self) -> bool:

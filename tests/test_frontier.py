@@ -51,7 +51,7 @@ def test_the_frontier_begins_with_the_cheapest_network() -> None:
 
 def test_each_ablation_changes_what_it_says_and_nothing_else() -> None:
     stock = {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.05, "clip_norm": 1, "progressive": 32}
-    base = recipe.load("fast", frontier.BASE | stock)
+    base = frontier.base_recipe(stock)
     found = {name: frontier._changed(base, change) for name, change in frontier.ablations(base).items()}
     told = {name: frontier.difference(changed, base) for name, changed in found.items()}
     assert told.pop("base") == ""
@@ -69,13 +69,13 @@ def test_each_ablation_changes_what_it_says_and_nothing_else() -> None:
 
 
 def test_each_ablation_has_a_name_that_a_run_can_have() -> None:
-    base = recipe.load("fast", frontier.BASE)
+    base = frontier.base_recipe({})
     for name in frontier.ablations(base):
         assert frontier._changed(base, {"name": name.replace(" ", "-")}).name
 
 
 def test_an_ablation_that_the_base_has_already_is_left_out() -> None:
-    base = recipe.load("fast", frontier.BASE | {"progressive": "none", "ema": 0.0})
+    base = frontier.base_recipe({"progressive": "none", "ema": 0.0})
     assert "progressive 32" in frontier.ablations(base)
     assert not {"one size", "no EMA"} & set(frontier.ablations(base))
 
