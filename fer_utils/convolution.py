@@ -1,34 +1,36 @@
-"""Convolutions of small maps as matrix products that leave the padding out: bfloat16 on a CPU.
+"""Convolutions of small maps whose kernels' gradient is a matrix product for each tap: bfloat16 on a CPU.
 
-On a 3 × 3 map with padding 1 only 49 of the 81 pairs of kernel tap and position lie inside, and oneDNN, which torch
-calls, is far from the processor's speed there. Here positions that see the same taps go into one matrix product of
-exactly these. It is torch's own matrix product, so that sums are kept in float32 and rounded once, as in a stock
-convolution, and the same input gives the same bytes.
+oneDNN, which torch calls, computes maps and their gradient at the processor's speed, and the kernels' gradient of small
+maps at a quarter to a half of it. Here that one is a matrix product for each tap of the kernel,
+of what the tap saw by what became of it, without the padding. It is torch's own matrix product, so that sums are kept
+in float32 and rounded once, as in a stock convolution, and the same input gives the same bytes.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
+from torch.nn.grad import conv2d_input
 
-LARGEST_MAP: Final = 4
-"""Side of the largest output map that is computed here: on larger ones there is too little padding to leave out."""
+LARGEST_MAP: Final = 5
+"""Side of the largest output map whose kernels' gradient is computed here."""
 
 SMALLEST_KERNEL: Final = 128 * 256
 """Fewest channels in times channels out: with fewer, copying the neighbours costs more than is gained."""
 
 FEWEST_MAPS: Final = 32
-"""Smallest batch: in a smaller one, rearranging the kernels costs more than is gained."""
+"""Smallest batch: in a smaller one, rearranging the maps costs more than is gained."""
 
 
 class SmallMapConv2d(nn.Conv2d):
-    """A stock convolution, except for small maps under bfloat16 autocast on a CPU; same parameters and names.
+    """A stock convolution, except for the gradient of small maps' kernels under bfloat16 autocast on a CPU.
 
-    Which way is taken depends on the input alone, so that one network may see several sizes.
+    Which way is taken depends on the input alone, so that one network may see several sizes. Parameters and names are
+    those of ``nn.Conv2d``, and so is every output.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -43,8 +45,8 @@ def fast(model: nn.Module) -> nn.Module:
     """Make every convolution that it suits a ``SmallMapConv2d``, in place, and return the model.
 
     Modules and parameters stay the same objects under the same names: optimisers, hooks and state dicts see no
-    difference. Suited are 3 × 3 kernels with padding 1 and 1 × 1 kernels with stride 2, with many channels and without
-    bias, groups or dilation.
+    difference. Suited are 3 × 3 kernels with padding 1 and stride 1 or 2, with many channels and without bias, groups
+    or dilation.
     """
     for module in model.modules():
         if type(module) is nn.Conv2d and _suits(module):
@@ -53,10 +55,9 @@ def fast(model: nn.Module) -> nn.Module:
 
 
 def _suits(module: nn.Conv2d) -> bool:
-    shape = (module.kernel_size, module.padding, module.stride)
-    shapes = [((3, 3), (1, 1), (1, 1)), ((3, 3), (1, 1), (2, 2)), ((1, 1), (0, 0), (2, 2))]
     return (
-        shape in shapes
+        (module.kernel_size, module.padding) == ((3, 3), (1, 1))
+        and module.stride in ((1, 1), (2, 2))
         and (module.groups, module.dilation, module.padding_mode) == (1, (1, 1), "zeros")
         and module.bias is None
         and module.in_channels * module.out_channels >= SMALLEST_KERNEL
@@ -68,7 +69,9 @@ def _pays(input: Tensor, weight: Tensor, stride: int) -> bool:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return False
     return (
-        torch.is_autocast_enabled("cpu")
+        torch.is_grad_enabled()
+        and weight.requires_grad
+        and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16
         and input.device.type == weight.device.type == "cpu"
         and input.dtype in (torch.bfloat16, torch.float32)
@@ -80,82 +83,29 @@ def _pays(input: Tensor, weight: Tensor, stride: int) -> bool:
     )
 
 
-class _Run(NamedTuple):
-    """Results along one side of a map that see the same taps of the kernel.
+class _Convolution(torch.autograd.Function):
+    """Convolution of bfloat16 maps with float32 kernels, which are rounded to bfloat16 as autocast does."""
 
-    Attributes:
-        results: where they are.
-        taps: the taps that they see, in the order of what is under them; the gradient's kernel is mirrored.
-        source: index of what lies under the first tap of the first result.
-        step: how far what lies under the next result is.
-        length: number of results.
-        seen: number of taps.
-    """
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, weight: Tensor, stride: int) -> Tensor:
+        kernels = weight.to(torch.bfloat16)
+        ctx.save_for_backward(maps, kernels)
+        ctx.stride = stride
+        return functional.conv2d(maps, kernels, None, stride, kernels.shape[2] // 2)
 
-    results: slice
-    taps: slice
-    source: int
-    step: int
-    length: int
-    seen: int
-
-
-@lru_cache(maxsize=256)
-def _runs(side: int, kernel: int, stride: int, gradient: bool) -> tuple[_Run, ...]:
-    """Cut a side into runs: of the outputs over inputs, or, for the gradient, of the inputs over outputs."""
-    padding, outputs = kernel // 2, (side - 1) // stride + 1
-    found: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-    for result in range(side if gradient else outputs):
-        under: list[tuple[int, int]] = []
-        for tap in range(kernel):
-            if gradient:
-                # The mirrored tap lay over this input when this output was computed.
-                source, rest = divmod(result + padding - (kernel - 1 - tap), stride)
-                inside = rest == 0 and 0 <= source < outputs
-            else:
-                source = stride * result - padding + tap
-                inside = 0 <= source < side
-            if inside:
-                under.append((tap, source))
-        if under:
-            found.setdefault(tuple(tap for tap, _ in under), []).append((result, under[0][1]))
-    runs = []
-    for taps, members in found.items():
-        apart, step = (b - a for a, b in zip(*members[:2], strict=True)) if len(members) > 1 else (1, 1)
-        results = slice(members[0][0], members[-1][0] + 1, apart)
-        between = taps[1] - taps[0] if len(taps) > 1 else 1
-        runs.append(_Run(results, slice(taps[0], taps[-1] + 1, between), members[0][1], step, len(members), len(taps)))
-    return tuple(runs)
-
-
-def _gather_and_multiply(maps: Tensor, kernels: Tensor, sides: tuple[int, int], stride: int, gradient: bool) -> Tensor:
-    """Return maps (B, H', W', M) of contiguous maps (B, H, W, N) and contiguous kernels.
-
-    ``kernels`` are (M, k, k, N), or mirrored (k, k, N, M) where ``gradient``; ``sides`` those of the convolution's
-    input.
-    """
-    batch, _, width, channels = maps.shape
-    kernel = kernels.shape[1]
-    last = kernels.shape[-1 if gradient else 0]
-    size = sides if gradient else tuple((side - 1) // stride + 1 for side in sides)
-    # An input that no output reads, as between the points of a strided 1 × 1 kernel, has no gradient.
-    make = torch.zeros if kernel < stride else torch.empty
-    result = make((batch, *size, last), dtype=maps.dtype)
-    high, wide = width * channels, channels
-    for column in _runs(sides[1], kernel, stride, gradient):
-        for row in _runs(sides[0], kernel, stride, gradient):
-            neighbours = maps.as_strided(
-                (batch, row.length, column.length, row.seen, column.seen * channels),
-                (maps.stride(0), row.step * high, column.step * wide, high, 1),
-                row.source * high + column.source * wide,
-            ).reshape(batch * row.length * column.length, -1)
-            if gradient:
-                matrix = kernels[row.taps, column.taps].reshape(-1, last)
-            else:
-                matrix = kernels[:, row.taps, column.taps].reshape(last, -1).t()
-            product = torch.mm(neighbours, matrix)
-            result[:, row.results, column.results] = product.view(batch, row.length, column.length, last)
-    return result
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        maps, kernels = ctx.saved_tensors
+        of_maps = of_weight = None
+        if ctx.needs_input_grad[0]:
+            of_maps = conv2d_input(maps.shape, kernels, gradient, ctx.stride, kernels.shape[2] // 2)  # type: ignore[no-untyped-call]
+        if ctx.needs_input_grad[1]:
+            # What a profiler, which otherwise shows the copies and products alone, shows them as.
+            with torch.profiler.record_function(f"kernels' gradient {list(maps.shape)} {list(kernels.shape)}"):
+                inner, outer = maps.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
+                of_weight = _kernel_gradient(inner, outer, kernels.shape[2], ctx.stride)
+        return of_maps, of_weight, None
 
 
 def _kernel_gradient(maps: Tensor, gradient: Tensor, kernel: int, stride: int) -> Tensor:
@@ -182,50 +132,3 @@ def _seen(tap: int, side: int, kernel: int, stride: int) -> tuple[slice, slice]:
         return slice(0), slice(0)
     first, last = outputs[0], outputs[-1]
     return slice(first, last + 1), slice(stride * first + offset, stride * last + offset + 1, stride)
-
-
-class _Convolution(torch.autograd.Function):
-    """Convolution of bfloat16 maps with float32 kernels, which are rounded to bfloat16 as autocast does."""
-
-    @staticmethod
-    def forward(ctx: Any, maps: Tensor, weight: Tensor, stride: int) -> Tensor:
-        with torch.profiler.record_function(_told("convolution", maps, weight)):
-            kernels = weight.to(torch.bfloat16).permute(0, 2, 3, 1).contiguous()
-            inner = maps.permute(0, 2, 3, 1).contiguous()
-            ctx.save_for_backward(inner, kernels)
-            ctx.stride = stride
-            sides = (inner.shape[1], inner.shape[2])
-            return _gather_and_multiply(inner, kernels, sides, stride, gradient=False).permute(0, 3, 1, 2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        maps, kernels = ctx.saved_tensors
-        with torch.profiler.record_function(
-            _told("convolution_backward", maps.permute(0, 3, 1, 2), kernels.permute(0, 3, 1, 2))
-        ):
-            outer = gradient.permute(0, 2, 3, 1).contiguous()
-            of_maps = of_weight = None
-            if ctx.needs_input_grad[0]:
-                sides = (maps.shape[1], maps.shape[2])
-                of_maps = _gather_and_multiply(outer, _mirrored(kernels), sides, ctx.stride, gradient=True)
-                of_maps = of_maps.permute(0, 3, 1, 2)
-            if ctx.needs_input_grad[1]:
-                of_weight = _kernel_gradient(maps, outer, kernels.shape[1], ctx.stride)
-        return of_maps, of_weight, None
-
-
-def _mirrored(kernels: Tensor) -> Tensor:
-    """Return kernels (M, k, k, N) turned by half a turn, (k, k, M, N)."""
-    size = kernels.shape[1]
-    turned = kernels.new_empty(size, size, kernels.shape[0], kernels.shape[3])
-    for row in range(size):
-        for column in range(size):
-            # Block by block: flip and permute would copy twice.
-            turned[row, column] = kernels[:, size - 1 - row, size - 1 - column]
-    return turned
-
-
-def _told(what: str, maps: Tensor, weight: Tensor) -> str:
-    """Name for a profiler, which otherwise shows the copies and products alone."""
-    return f"{what} {list(maps.shape)} {list(weight.shape)}"
