@@ -443,17 +443,16 @@ def uphill(model: nn.Module, radius: float) -> Iterator[None]:
 
     A step along the gradient found there is one of sharpness-aware minimisation (Foret et al. 2021, arXiv:2010.01412).
     """
-    moved = [(parameter, parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
-    kept = [*(parameter for parameter, _ in moved), *model.buffers()]
+    moved: list[Tensor] = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    gradients = [tensor.grad for tensor in moved if tensor.grad is not None]
+    kept = [*moved, *model.buffers()]
     held = [tensor.detach().clone() for tensor in kept]
     with torch.no_grad():
-        norm = nn.utils.get_total_norm([gradient for _, gradient in moved])
-        for parameter, gradient in moved:
-            parameter.add_(gradient * (radius / (norm + 1e-12)))
+        norm = nn.utils.get_total_norm(gradients)
+        torch._foreach_add_(moved, torch._foreach_mul(gradients, radius / (norm + 1e-12)))
     yield
     with torch.no_grad():
-        for tensor, before in zip(kept, held, strict=True):
-            tensor.copy_(before)
+        torch._foreach_copy_(kept, held)
 
 
 def train_step(
@@ -600,6 +599,8 @@ def warm_up(step: Callable[[], None], device: torch.device) -> None:
 
 def capture(step: Callable[[], None], optimizer: torch.optim.Optimizer) -> Callable[[], None]:
     """Return a function that replays ``step``, which was warmed up, as one CUDA graph; nothing is computed yet.
+
+    The graph knows addresses: whoever replays it keeps the tensors that ``step`` reads and writes.
 
     Raises:
         RuntimeError: the step waits for the device, or does what a graph cannot hold.
