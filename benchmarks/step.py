@@ -10,6 +10,7 @@ is a CUDA graph.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import statistics
@@ -101,7 +102,12 @@ def bare_step(
         return step
     # As `fit` does its own: what a GPU needs for it, and not what Python does.
     training.warm_up(step, device)
-    return training.capture(step, optimizer)
+    return functools.partial(_replayed, training.capture(step, optimizer), step)
+
+
+def _replayed(replay: Callable[[], None], _step: Callable[[], None]) -> None:
+    """Replay a captured step, which is held here with all that it reads: a graph knows addresses alone."""
+    replay()
 
 
 class Timer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -145,9 +151,10 @@ class Timer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 made = args[0] if backward else result
                 products = sum(args[-1][:2]) if backward else 1
                 flops = 2 * products * weight.numel() * made.shape[0] * made.shape[2] * made.shape[3]
-                self._note(
-                    _convolution(backward, list(maps.shape), list(weight.shape), "stock"), ended - started, flops
-                )
+                part = "forward"
+                if backward:
+                    part = "gradient of maps" if products == 1 else "backward"
+                self._note(_convolution("stock", list(maps.shape), list(weight.shape), part), ended - started, flops)
             else:
                 self._note(KINDS.get(name, "everything else"), ended - started, 0)
         return result
@@ -160,16 +167,16 @@ class Timer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _bracketed(what: str) -> str:
     if what.startswith("Optimizer"):
         return "optimiser"
-    held = re.fullmatch(r"(convolution|convolution_backward) \[(.*)\] \[(.*)\]", what)
+    held = re.fullmatch(r"kernels' gradient \[(.*)\] \[(.*)\]", what)
     if held is None:
         return what
-    maps, weight = ([int(part) for part in held[group].split(",")] for group in (2, 3))
-    return _convolution(held[1] == "convolution_backward", maps, weight, "our")
+    maps, weight = ([int(part) for part in group.split(",")] for group in held.groups())
+    return _convolution("our", maps, weight, "gradient of kernels")
 
 
-def _convolution(backward: bool, maps: list[int], weight: list[int], whose: str) -> str:
+def _convolution(whose: str, maps: list[int], weight: list[int], part: str) -> str:
     shape = f"{weight[2]} × {weight[3]}, {weight[1]} to {weight[0]} channels, {maps[2]} × {maps[3]} maps"
-    return f"{whose} convolution, {shape}, {'backward' if backward else 'forward'}"
+    return f"{whose} convolution, {shape}, {part}"
 
 
 def by_operation(title: str, step: Callable[[], object], repeats: int) -> None:
