@@ -57,6 +57,7 @@ _NOT_COMPARED: Final = {"name", "description", "seed"}
 BASE: Final = {
     "shortcut": "strided",
     "activation": "relu",
+    "image_size": 48,
     "weight_decay": 0.05,
     "epochs": 36,
     "augment": {

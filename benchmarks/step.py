@@ -32,7 +32,6 @@ from fer_utils import checkpoint, models, recipe, sources, training
 from fer_utils.convolution import SmallMapConv2d
 from fer_utils.devices import Precision, autocast, choose_device, choose_precision, keep_freed_memory
 from fer_utils.faces import Splits
-from fer_utils.preprocessing import Preprocessing
 from fer_utils.runs import Run
 
 CPU = torch.device("cpu")
@@ -308,19 +307,20 @@ def main() -> int:
     parser.add_argument("--sweep", action="store_true", help="the whole sweep of stock settings (some minutes)")
     parser.add_argument("--steps-only", action="store_true", help="leave out what fit adds and the sweep")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--image-size", type=int, help="side of the input in place of the recipe's")
     arguments = parser.parse_args()
     device = choose_device(arguments.device)
     print(bars.machine(device))
-    settings = recipe.load("fast", {"progressive": None})
-    networks = {"fast": settings, "ResNet18": recipe.load("fast", RESNET18)}
+    size = {"image_size": arguments.image_size}
+    settings = recipe.load("fast", {"progressive": None, **size})
+    networks = {"fast": settings, "ResNet18": recipe.load("fast", {**RESNET18, **size})}
     measured = against_stock(networks, max(5, arguments.repeats)) if device.type == "cpu" else []
     if arguments.steps_only:
         return bars.judge(measured)
     splits = sources.load(arguments.data)
     fitted, bare, validation, saving, faces = of_fit(splits, settings, arguments.repeats, device)
-    size = Preprocessing.of(settings, splits.train).size
     precision = choose_precision("auto", device)
-    print(f"\nfast at {size} px, {precision}, batch {settings.batch_size}, {faces} faces an epoch\n")
+    print(f"\nfast at {settings.image_size} px, {precision}, batch {settings.batch_size}, {faces} faces an epoch\n")
     bars.table(
         ["part", "seconds", "images/s"],
         [

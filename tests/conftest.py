@@ -69,4 +69,4 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_recipe() -> Recipe:
     """A recipe that trains on the drawn faces in seconds; ``model_copy(update=...)`` changes a field."""
-    return load("fast", {"width": 0.125, "epochs": 1, "batch_size": 64})
+    return load("fast", {"image_size": 48, "width": 0.125, "epochs": 1, "batch_size": 64})
