@@ -10,7 +10,6 @@ is a CUDA graph.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
 import statistics
@@ -19,6 +18,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -26,10 +26,11 @@ import bars
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fer_utils import checkpoint, models, recipe, sources, training
-from fer_utils.convolution import SmallMapConv2d
+from fer_utils.convolution import SmallMapConv2d, kernel_gradient
 from fer_utils.devices import Precision, autocast, choose_device, choose_precision, keep_freed_memory
 from fer_utils.faces import Splits
 from fer_utils.runs import Run
@@ -40,6 +41,11 @@ FACES = 3072
 STEPS = 24
 """Steps that a GPU is given at once."""
 
+SHAPES: Final = (
+    *((64, 64, 16, 1), (128, 128, 8, 1), (256, 256, 6, 1), (512, 512, 5, 1), (256, 256, 4, 1), (512, 512, 4, 1)),
+    *((256, 256, 3, 1), (512, 512, 3, 1), (128, 256, 16, 2), (256, 512, 10, 2), (128, 256, 8, 2), (128, 256, 6, 2)),
+)
+"""Channels in and out, side of the map and stride of the 3 × 3 convolutions whose parts are timed."""
 RESNET18: Final = {"width": 1.0, "stem": "3x3s2", "max_pool": False, "progressive": None}
 """The full-width network that the fast convolution was made for: maps of 24, 12, 6 and 3 px."""
 
@@ -101,7 +107,7 @@ def bare_step(
         return step
     # As `fit` does its own: what a GPU needs for it, and not what Python does.
     training.warm_up(step, device)
-    return functools.partial(_replayed, training.capture(step, optimizer), step)
+    return partial(_replayed, training.capture(step, optimizer), step)
 
 
 def _replayed(replay: Callable[[], None], _step: Callable[[], None]) -> None:
@@ -201,6 +207,30 @@ def by_operation(title: str, step: Callable[[], object], repeats: int) -> None:
         for kind, spent in sorted(seconds.items(), key=lambda item: -item[1])
     ]
     bars.table(["operation", "ms", "share", "TFLOP/s"], [*rows, ["all", f"{1000 * total:.1f}", "", ""]])
+
+
+def parts_of_convolutions(repeats: int, batch: int = 128) -> None:
+    """Print milliseconds of the parts of convolutions, stock and ours, in turns: medians over ``repeats``."""
+    keep_freed_memory()
+    rows: list[list[object]] = []
+    for inputs, outputs, side, stride in SHAPES:
+        maps = torch.randn(batch, inputs, side, side).bfloat16().contiguous(memory_format=torch.channels_last)
+        kernels = torch.randn(outputs, inputs, 3, 3).bfloat16().contiguous(memory_format=torch.channels_last)
+        made = functional.conv2d(maps, kernels, None, stride, 1)
+        gradient = torch.randn_like(made)
+        timed: dict[str, Callable[[], object]] = {
+            "forward": partial(functional.conv2d, maps, kernels, None, stride, 1),
+            "of maps": partial(conv2d_input, maps.shape, kernels, gradient, stride, 1),
+            "of kernels": partial(conv2d_weight, maps, kernels.shape, gradient, stride, 1),
+            "ours": partial(kernel_gradient, maps.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1), 3, stride),
+        }
+        for run in timed.values():
+            run()
+        seconds = bars.medians(timed, repeats)
+        rows.append([inputs, outputs, side, stride, *(1000 * seconds[part] for part in timed)])
+    print(f"\n3 × 3 convolutions by part, bfloat16, batch {batch}, ms\n")
+    header = ["channels in", "out", "map", "stride", "forward", "gradient of maps", "of kernels", "of kernels, ours"]
+    bars.table(header, rows)
 
 
 def against_stock(settings: dict[str, recipe.Recipe], repeats: int) -> list[bars.Bar]:
@@ -306,11 +336,15 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5, help="epochs and rounds that medians are taken of")
     parser.add_argument("--sweep", action="store_true", help="the whole sweep of stock settings (some minutes)")
     parser.add_argument("--steps-only", action="store_true", help="leave out what fit adds and the sweep")
+    parser.add_argument("--parts", action="store_true", help="time the parts of convolutions on a CPU, nothing else")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--image-size", type=int, help="side of the input in place of the recipe's")
     arguments = parser.parse_args()
     device = choose_device(arguments.device)
     print(bars.machine(device))
+    if arguments.parts:
+        parts_of_convolutions(max(5, arguments.repeats))
+        return 0
     size = {"image_size": arguments.image_size}
     settings = recipe.load("fast", {"progressive": None, **size})
     networks = {"fast": settings, "ResNet18": recipe.load("fast", {**RESNET18, **size})}

@@ -104,12 +104,19 @@ class _Convolution(torch.autograd.Function):
             # What a profiler, which otherwise shows the copies and products alone, shows them as.
             with torch.profiler.record_function(f"kernels' gradient {list(maps.shape)} {list(kernels.shape)}"):
                 inner, outer = maps.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
-                of_weight = _kernel_gradient(inner, outer, kernels.shape[2], ctx.stride)
+                of_weight = kernel_gradient(inner, outer, kernels.shape[2], ctx.stride)
         return of_maps, of_weight, None
 
 
-def _kernel_gradient(maps: Tensor, gradient: Tensor, kernel: int, stride: int) -> Tensor:
-    """Return the kernels' gradient, float32 (M, N, k, k), of maps (B, H, W, N) and their gradient (B, H', W', M)."""
+def kernel_gradient(maps: Tensor, gradient: Tensor, kernel: int, stride: int) -> Tensor:
+    """Return the gradient of a convolution's kernels, float32 (M, N, k, k).
+
+    Args:
+        maps: what it was given, bfloat16 (B, H, W, N).
+        gradient: of what it made of them, bfloat16 (B, H', W', M).
+        kernel: side k of its kernels, odd; its padding is half of that, rounded down.
+        stride: of both sides.
+    """
     # One product for each tap: what it saw, by what became of it.
     inputs, outputs = maps.permute(1, 2, 0, 3), gradient.permute(1, 2, 0, 3)
     products = maps.new_zeros(kernel, kernel, outputs.shape[3], inputs.shape[3])

@@ -48,13 +48,13 @@ def _few_channels(monkeypatch: pytest.MonkeyPatch) -> None:
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of the inputs that the small maps' way was taken for."""
     shapes: list[tuple[int, ...]] = []
-    inner = convolution._kernel_gradient
+    inner = convolution.kernel_gradient
 
     def noting(maps: Tensor, gradient: Tensor, kernel: int, stride: int) -> Tensor:
         shapes.append(tuple(maps.shape))
         return inner(maps, gradient, kernel, stride)
 
-    monkeypatch.setattr(convolution, "_kernel_gradient", noting)
+    monkeypatch.setattr(convolution, "kernel_gradient", noting)
     return shapes
 
 
