@@ -114,7 +114,7 @@ def test_another_schema_is_refused_with_both_versions(tmp_path: Path) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    recipe = recipes.load("fast", {"width": 0.125})
+    recipe = recipes.load("fast", {"width": 0.125, "image_size": 48})
     model = models.build(recipe)
     faces = Faces(np.zeros((1, 48, 48), np.uint8), np.zeros(1, np.int64), np.array(["a"]))
     run = Run.create(tmp_path / "run")

@@ -20,7 +20,7 @@ def faces() -> Faces:
 
 
 def of(faces: Faces, **fields: object) -> Preprocessing:
-    return Preprocessing.of(recipes.load("fast", fields), faces)
+    return Preprocessing.of(recipes.load("fast", {"image_size": 48, **fields}), faces)
 
 
 def test_half_maps_black_to_minus_one_and_white_to_one(faces: Faces) -> None:
