@@ -46,8 +46,9 @@ SHAPES: Final = (
     *((256, 256, 3, 1), (512, 512, 3, 1), (128, 256, 16, 2), (256, 512, 10, 2), (128, 256, 8, 2), (128, 256, 6, 2)),
 )
 """Channels in and out, side of the map and stride of the 3 × 3 convolutions whose parts are timed."""
+
 RESNET18: Final = {"width": 1.0, "stem": "3x3s2", "max_pool": False, "progressive": None}
-"""The full-width network that the fast convolution was made for: maps of 24, 12, 6 and 3 px."""
+"""The full-width network that the fast convolution was made for: maps of half the input's side and less."""
 
 PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "bfloat16")
 

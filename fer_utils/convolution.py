@@ -1,9 +1,9 @@
 """Convolutions of small maps whose kernels' gradient is a matrix product for each tap: bfloat16 on a CPU.
 
 oneDNN, which torch calls, computes maps and their gradient at the processor's speed, and the kernels' gradient of small
-maps at a quarter to a half of it. Here that one is a matrix product for each tap of the kernel,
-of what the tap saw by what became of it, without the padding. It is torch's own matrix product, so that sums are kept
-in float32 and rounded once, as in a stock convolution, and the same input gives the same bytes.
+maps at a quarter to a half of it. Here that one is a matrix product for each tap of the kernel, of what the tap saw by
+what became of it, without the padding. It is torch's own matrix product, so that sums are kept in float32 and rounded
+once, as in a stock convolution, and the same input gives the same bytes.
 """
 
 from __future__ import annotations
