@@ -157,6 +157,8 @@ class Recipe(_Strict):
     """``resnet18`` and any other classification model of torchvision's registry, or ``custom_cnn``."""
     weights: Literal["none", "imagenet"] = "none"
     """Start from scratch, or from torchvision's ImageNet weights."""
+    start: str | None = None
+    """Directory of a run whose best network is trained further, instead of one from scratch."""
     stem: Literal["imagenet", "3x3s2", "3x3s1"] = "imagenet"
     """First convolution of a ResNet: 7×7 with stride 2, or 3×3 with stride 2 or 1."""
     max_pool: bool = True
@@ -234,8 +236,9 @@ class Recipe(_Strict):
     teacher_share: float = Field(0.9, gt=0, le=1)
     """Share of the teacher's answer in a target."""
     teacher_views: Literal["same", "one", "flip", "ten_crop"] = "same"
-    """What the teacher sees: ``same`` is what the network sees in each step; with the others it is asked once before
-    training, for the faces as they are, and answers by the mean over one view, two or ten. That costs no step."""
+    """What the teacher sees: ``same`` is what the network sees in each step, at the teacher's own input size; with the
+    others it is asked once before training, for the faces as they are, and answers by the mean over one view, two or
+    ten. That costs no step."""
     balance: Literal["none", "loss", "sampling"] = "none"
     """Weigh the loss by inverse class frequency, or draw every emotion equally often."""
     ema: float = Field(0.0, ge=0, lt=1)
@@ -293,6 +296,8 @@ class Recipe(_Strict):
                 problems.append("weights imagenet was trained with strided shortcuts, not with shortcut average")
             if self.zero_init_residual:
                 problems.append("zero_init_residual would be overwritten by weights imagenet")
+        if self.start is not None and self.weights == "imagenet":
+            problems.append(f"start {self.start} brings its own weights: weights imagenet would be overwritten")
         if self.teacher is not None and not self.teachers:
             problems.append("teacher names no run; none is no teacher")
         if self.teacher is not None and (self.mixup or self.cutmix):

@@ -737,17 +737,19 @@ def check(
         DeviceError: the device is not there, or cannot compute in the recipe's precision.
         ModelError: the recipe names layers that its network has not.
         RunError: a teacher is not there or not trained, or there is nothing to resume.
-        TrainingError: there are no processes.
+        TrainingError: there are no processes, or ``recipe.start`` is another network.
     """
     _check_processes(processes)
     choose_precision(recipe.precision, choose_device(device))
     models.parameter_groups(models.build(recipe, pretrained=False), recipe)
-    for name in recipe.teachers:
+    for role, name in _other_runs(recipe):
         try:
             Run.choose(name)
         except RunError as error:
             unpack = "python -m fer_utils.box --unpack NAME RUN"
-            raise RunError(f"teacher {name}: {error}; `{unpack}` makes a run of a model in the box") from None
+            raise RunError(f"{role} {name}: {error}; `{unpack}` makes a run of a model in the box") from None
+    if recipe.start is not None:
+        _check_start(recipe, recipe.start)
     if resume is True:
         if run is None:
             raise RunError("resume true continues a training, and there is none: name its run")
@@ -767,18 +769,50 @@ def check_faces(recipe: Recipe, splits: Splits) -> None:
         raise TrainingError(f"the training part of {place} has no labelled faces")
     if len(splits.val) and not splits.val.labelled:
         raise TrainingError(f"the validation part of {place} has faces without a label")
-    for name in recipe.teachers:
+    for role, name in _other_runs(recipe):
         # What a teacher knows by heart it tells its student: validation and test faces would be no measure any more.
-        teacher = Run.open(name)
-        known = teacher.read_json("env.json")["data"]["fingerprint"]
+        other = Run.open(name)
+        known = other.read_json("env.json")["data"]["fingerprint"]
         if known != splits.fingerprint():
-            its = teacher.recipe
+            its = other.recipe
             raise TrainingError(
-                f"teacher {name} was trained on other faces or another cut of them (fingerprint {known}, here "
+                f"{role} {name} was trained on other faces or another cut of them (fingerprint {known}, here "
                 f"{splits.fingerprint()}): it may know this training's validation and test faces by heart. Give this "
                 f"training its data and its cut (val_fraction {its.val_fraction}, split_seed {its.split_seed}), or "
-                "name a teacher of these faces"
+                f"name a {role} of these faces"
             )
+
+
+_START_SHARES: Final = (
+    "backbone",
+    "stem",
+    "max_pool",
+    "width",
+    "activation",
+    "shortcut",
+    "channels",
+    "head",
+    "normalize",
+)
+"""What a recipe must have in common with the run that it starts from: weights mean something in that network only."""
+
+
+def _check_start(recipe: Recipe, name: str) -> None:
+    its = Run.open(name).recipe
+    differing = [field for field in _START_SHARES if getattr(its, field) != getattr(recipe, field)]
+    if differing:
+        told = ", ".join(
+            f"{field} {getattr(its, field)!r} there, {getattr(recipe, field)!r} here" for field in differing
+        )
+        raise TrainingError(
+            f"start {name} is another network ({told}): give this recipe what it has, or start elsewhere"
+        )
+
+
+def _other_runs(recipe: Recipe) -> list[tuple[str, str]]:
+    """Return (field, directory) of every run that a recipe's training learns from."""
+    start = [] if recipe.start is None else [("start", recipe.start)]
+    return [*start, *(("teacher", name) for name in recipe.teachers)]
 
 
 def _check_processes(processes: int) -> None:
@@ -854,6 +888,8 @@ def _fit(
     if recipe.teachers:
         state.teacher, state.teacher_sha256 = load_teacher(recipe, preprocessing, where)
     resumed = _open_run(state, splits, run, resume, where, arithmetic, ranks)
+    if not resumed:
+        load_start(state)
     bounds = batch_bounds(len(train), recipe.batch_size, ranks.world)
     if state.step >= len(bounds):
         raise TrainingError(
@@ -920,8 +956,14 @@ class Teacher(nn.Module):
         self.preprocessings = [each.preprocessing for each in loaded]
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the mean of the networks' softmax."""
-        return torch.stack([functional.softmax(network(inputs).float(), dim=1) for network in self.networks]).mean(0)
+        """Return the mean of the networks' softmax; each sees the inputs at its own size."""
+        every = []
+        for network, how in zip(self.networks, self.preprocessings, strict=True):
+            seen = inputs
+            if inputs.shape[-1] != how.size:
+                seen = functional.interpolate(inputs, size=(how.size, how.size), mode="bilinear", align_corners=False)
+            every.append(functional.softmax(network(seen).float(), dim=1))
+        return torch.stack(every).mean(0)
 
     def answer(self, faces: Faces, views: str, device: torch.device, precision: Precision, ranks: Ranks) -> Tensor:
         """Return the mean of the networks' probabilities for faces as they are, float32 (N, 7).
@@ -956,14 +998,32 @@ def load_teacher(recipe: Recipe, preprocessing: Preprocessing, device: torch.dev
     for name in recipe.teachers:
         run = Run.open(name)
         loaded = checkpoint.load_model(run, "best", device)
-        if recipe.teacher_views == "same" and loaded.preprocessing != preprocessing:
+        if recipe.teacher_views == "same" and replace(loaded.preprocessing, size=preprocessing.size) != preprocessing:
             raise TrainingError(
-                f"teacher {name} takes {loaded.preprocessing}, this recipe gives {preprocessing}: set image_size, "
-                "channels and normalize to the teacher's, ask it before training (teacher_views: flip), or name another"
+                f"teacher {name} takes {loaded.preprocessing}, this recipe gives {preprocessing}: set channels and "
+                "normalize to the teacher's, ask it before training (teacher_views: flip), or name another"
             )
         every.append(replace(loaded, model=_channels_last(loaded.model.requires_grad_(False), device)))
         digests.append(sha256(run.file("best.ckpt")))
     return Teacher(every), ",".join(digests)
+
+
+def load_start(state: State) -> None:
+    """Give the network, and its average, the weights of the best network of the run that ``recipe.start`` names.
+
+    Raises:
+        RunError: there is no such run.
+        CheckpointError: it has no network that can be read.
+        TrainingError: it is another network than the recipe's.
+    """
+    name = state.recipe.start
+    if name is None:
+        return
+    _check_start(state.recipe, name)
+    weights = checkpoint.load_model(Run.open(name), "best").model.state_dict()
+    for network in (state.model, state.averaged):
+        if network is not None:
+            network.load_state_dict(weights)
 
 
 def _open_run(

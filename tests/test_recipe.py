@@ -156,6 +156,7 @@ WRONG = {
     "shortcut of no ResNet": ("backbone: vgg16\nepochs: 1\nshortcut: average\n", 3, ["set shortcut strided"]),
     "zeros overwritten": ("epochs: 1\nweights: imagenet\nzero_init_residual: true\n", 3, ["overwritten"]),
     "teacher of mixed faces": ("epochs: 1\nmixup: 0.2\nteacher: a\n", 2, ["no mixup"]),
+    "start and weights": ("epochs: 1\nweights: imagenet\nstart: a\n", 2, ["start a brings its own weights"]),
     "teacher of no name": ("epochs: 1\nteacher: ' , '\n", 2, ["names no run"]),
     "negative layer rate": ("epochs: 1\nlayer_lr: {fc: -1}\n", 2, ["layer_lr"]),
     "layer of nothing": ("epochs: 1\nhead: [10, 0]\n", 2, ["head"]),

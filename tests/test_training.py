@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -387,13 +388,66 @@ def test_a_student_is_taught_by_its_teachers_answers(splits: Splits, tmp_path: P
     expected = -(taught * np.log(answers(run))).sum(1).mean()
     assert run.history()["train_loss"].iloc[0] == pytest.approx(expected, rel=1e-4)
 
+    # Otherwise it sees what the network sees, at its own size.
+    class Seen(torch.nn.Module):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            shapes.append(tuple(inputs.shape))
+            values.append(inputs)
+            return torch.zeros(len(inputs), 7)
+
+    shapes: list[tuple[int, ...]] = []
+    values: list[torch.Tensor] = []
+    held = [replace(checkpoint.load_model(of), model=Seen()) for of in (third, teacher)]
+    columns = torch.linspace(-1, 1, 48).expand(2, 1, 48, 48)
+    assert torch.equal(training.Teacher(held)(columns), torch.full((2, 7), 1 / 7))
+    assert shapes == [(2, 1, 32, 32), (2, 1, 48, 48)]
+    assert torch.equal(values[1], columns)
+    torch.testing.assert_close(values[0][0, 0, 5, 4:-4], torch.linspace(-1, 1, 32)[4:-4], rtol=0, atol=0.03)
+    recipe = recipe.model_copy(update={"teacher_views": "same", "lr": 0.01})
+    run = fit(recipe, splits, Run.create(tmp_path / "of two sizes"), device="cpu", log=silent)
+    assert np.isfinite(run.history()["train_loss"].iloc[0])
+
+
+def test_a_training_starts_from_a_trained_network(splits: Splits, tmp_path: Path) -> None:
+    first = fit(tiny(seed=5, epochs=2), splits, Run.create(tmp_path / "first"), device="cpu", log=silent)
+    still = {"lr": 1e-12, "weight_decay": 0.0, "schedule": "constant", "freeze_batch_norm": True}
+    recipe = tiny(**still, train_layers=["fc"], epochs=1, ema=0.9, start=str(first.path))
+    further = fit(recipe, splits, Run.create(tmp_path / "further"), device="cpu", log=silent)
+    there, here = (checkpoint.load_model(run).model.state_dict() for run in (first, further))
+    for name, value in there.items():
+        torch.testing.assert_close(here[name], value, rtol=1e-6, atol=1e-6)
+
+    # An interrupted one goes on from where it stood, not from its start.
+    recipe = tiny(epochs=2, start=str(first.path))
+    whole = fit(recipe, splits, Run.create(tmp_path / "whole"), device="cpu", log=silent)
+    parts = Run.create(tmp_path / "parts")
+    for stop_after in (1, 2):
+        fit(recipe, splits, parts, device="cpu", log=silent, stop_after=stop_after)
+    one, other = (checkpoint.load_model(run, "last").model.state_dict() for run in (whole, parts))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_start_that_does_not_fit_is_refused(splits: Splits, tmp_path: Path) -> None:
+    first = fit(tiny(epochs=1), splits, Run.create(tmp_path / "first"), device="cpu", log=silent)
+    other = tiny(activation="relu", start=str(first.path))
+    told = r"another network \(activation 'silu' there, 'relu' here\)"
+    with pytest.raises(TrainingError, match=told):
+        training.check(other)
+    with pytest.raises(TrainingError, match=told):
+        fit(other, splits, Run.create(tmp_path / "other"), device="cpu", log=silent)
+    with pytest.raises(RunError, match=r"start .*nowhere"):
+        training.check(tiny(start=str(tmp_path / "nowhere")))
+    recut = sources.load("synthetic:400", val_fraction=0.3, cache=False)
+    with pytest.raises(TrainingError, match=r"start .* was trained on other faces or another cut"):
+        fit(tiny(start=str(first.path)), recut, Run.create(tmp_path / "recut"), device="cpu", log=silent)
+
 
 def test_a_teacher_that_changed_or_does_not_fit_is_refused(splits: Splits, tmp_path: Path) -> None:
     teacher = fit(tiny(epochs=1), splits, Run.create(tmp_path / "teacher"), device="cpu", log=silent)
     recipe = tiny(epochs=2, teacher=str(teacher.path))
     run = fit(recipe, splits, Run.create(tmp_path / "student"), device="cpu", log=silent, stop_after=1)
-    with pytest.raises(TrainingError, match="image_size"):
-        fit(tiny(image_size=40, teacher=str(teacher.path)), splits, Run.create(tmp_path / "other"), log=silent)
+    with pytest.raises(TrainingError, match="channels"):
+        fit(tiny(channels=3, teacher=str(teacher.path)), splits, Run.create(tmp_path / "other"), log=silent)
     with pytest.raises(RunError, match="nowhere"):
         fit(
             tiny(teacher=f"{teacher.path},{tmp_path / 'nowhere'}"), splits, Run.create(tmp_path / "another"), log=silent
