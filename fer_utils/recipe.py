@@ -297,7 +297,7 @@ class Recipe(_Strict):
             if self.zero_init_residual:
                 problems.append("zero_init_residual would be overwritten by weights imagenet")
         if self.start is not None and self.weights == "imagenet":
-            problems.append(f"start {self.start} brings its own weights: weights imagenet would be overwritten")
+            problems.append(f"start {self.start} brings its own weights, in place of imagenet: set weights none")
         if self.teacher is not None and not self.teachers:
             problems.append("teacher names no run; none is no teacher")
         if self.teacher is not None and (self.mixup or self.cutmix):

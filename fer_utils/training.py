@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -73,6 +73,10 @@ TELL_EVERY: Final = 60.0
 
 _TTA_OF_VIEWS: Final[dict[str, TTA]] = {"one": "none", "flip": "flip", "ten_crop": "ten_crop"}
 """Of ``recipe.teacher_views``; a recipe's ``none`` would be no value at all, so one view is called ``one`` there."""
+
+
+_NETWORK: Final = ("backbone", "stem", "max_pool", "width", "activation", "shortcut", "channels", "head", "normalize")
+"""Fields that a recipe has in common with the run that it starts from: weights mean something in that network only."""
 
 
 class TrainingError(RuntimeError):
@@ -736,7 +740,7 @@ def check(
     Raises:
         DeviceError: the device is not there, or cannot compute in the recipe's precision.
         ModelError: the recipe names layers that its network has not.
-        RunError: a teacher is not there or not trained, or there is nothing to resume.
+        RunError: a teacher or the start is not there or not trained, or there is nothing to resume.
         TrainingError: there are no processes, or ``recipe.start`` is another network.
     """
     _check_processes(processes)
@@ -760,9 +764,9 @@ def check_faces(recipe: Recipe, splits: Splits) -> None:
     """Tell what faces that have been read make impossible, before a run is made for them.
 
     Raises:
-        RunError: a teacher is not there, or does not say what it was trained on.
-        TrainingError: training or validation faces have no labels, or a teacher was trained on other faces than
-            ``splits.train``.
+        RunError: a teacher or the start is not there, or does not say what it was trained on.
+        TrainingError: training or validation faces have no labels, or a teacher or the start was trained on other
+            faces than ``splits.train``.
     """
     place = splits.location or splits.source
     if not splits.train.labelled:
@@ -770,7 +774,8 @@ def check_faces(recipe: Recipe, splits: Splits) -> None:
     if len(splits.val) and not splits.val.labelled:
         raise TrainingError(f"the validation part of {place} has faces without a label")
     for role, name in _other_runs(recipe):
-        # What a teacher knows by heart it tells its student: validation and test faces would be no measure any more.
+        # What another network knows by heart comes with its weights, and with its answers: validation and test faces
+        # would be no measure any more.
         other = Run.open(name)
         known = other.read_json("env.json")["data"]["fingerprint"]
         if known != splits.fingerprint():
@@ -783,30 +788,18 @@ def check_faces(recipe: Recipe, splits: Splits) -> None:
             )
 
 
-_START_SHARES: Final = (
-    "backbone",
-    "stem",
-    "max_pool",
-    "width",
-    "activation",
-    "shortcut",
-    "channels",
-    "head",
-    "normalize",
-)
-"""What a recipe must have in common with the run that it starts from: weights mean something in that network only."""
-
-
 def _check_start(recipe: Recipe, name: str) -> None:
-    its = Run.open(name).recipe
-    differing = [field for field in _START_SHARES if getattr(its, field) != getattr(recipe, field)]
-    if differing:
-        told = ", ".join(
-            f"{field} {getattr(its, field)!r} there, {getattr(recipe, field)!r} here" for field in differing
-        )
+    told = _differing(Run.open(name).recipe, recipe, _NETWORK)
+    if told:
         raise TrainingError(
             f"start {name} is another network ({told}): give this recipe what it has, or start elsewhere"
         )
+
+
+def _differing(there: Recipe, here: Recipe, fields: Iterable[str]) -> str:
+    """Return which of the fields differ, with both values; nothing where none does."""
+    pairs = ((name, getattr(there, name), getattr(here, name)) for name in fields)
+    return ", ".join(f"{name} {its!r} there, {mine!r} here" for name, its, mine in pairs if its != mine)
 
 
 def _other_runs(recipe: Recipe) -> list[tuple[str, str]]:
@@ -853,8 +846,8 @@ def fit(
         ``run``.
 
     Raises:
-        TrainingError: the faces are unlabelled or too few, the teacher does not fit or may know the validation faces,
-            or loss or predictions are not finite.
+        TrainingError: the faces are unlabelled or too few, the teacher or the start does not fit or may know the
+            validation faces, or loss or predictions are not finite.
         RunError: the run holds another recipe's or other data's training, or another process trains in it.
     """
     ranks = Ranks.current()
@@ -1040,12 +1033,8 @@ def _open_run(
     if run.has("last.ckpt"):
         if resume is False:
             raise RunError(f"{run.path} holds a training already: resume it, or train into a new run")
-        held = run.recipe
-        differing = [name for name in Recipe.model_fields if getattr(held, name) != getattr(recipe, name)]
-        if differing:
-            told = ", ".join(
-                f"{name} {getattr(held, name)!r} there, {getattr(recipe, name)!r} here" for name in differing
-            )
+        told = _differing(run.recipe, recipe, Recipe.model_fields)
+        if told:
             raise RunError(
                 f"{run.path} was trained with another recipe ({told}): train into a new run, or give the same"
             )

@@ -72,18 +72,26 @@ def assert_same_bytes(first: Run, second: Run) -> None:
             "balance": "sampling",
             "sam": 0.1,
         },
-        {"teacher": "TEACHER", "teacher_share": 0.5},
-        {"teacher": "TEACHER", "teacher_views": "flip", "balance": "sampling"},
+        {"teacher": "TRAINED", "teacher_share": 0.5},
+        {"teacher": "TRAINED", "teacher_views": "flip", "balance": "sampling"},
+        {"start": "TRAINED"},
         {"precision": "bfloat16", "optimizer": "adam", "schedule": "cosine", "cutmix": 1.0, "clip_norm": 1.0},
     ],
-    ids=["ema-one_cycle-mixup", "sgd-plateau-sampling", "teacher", "teacher-asked-once", "bfloat16-cosine-cutmix"],
+    ids=[
+        "ema-one_cycle-mixup",
+        "sgd-plateau-sampling",
+        "teacher",
+        "teacher-asked-once",
+        "start",
+        "bfloat16-cosine-cutmix",
+    ],
 )
 def test_a_resumed_training_is_the_uninterrupted_one_to_the_byte(
     splits: Splits, tmp_path: Path, fields: dict[str, Any]
 ) -> None:
-    if "teacher" in fields:
-        teacher = fit(tiny(epochs=1), splits, Run.create(tmp_path / "teacher"), device="cpu", log=silent)
-        fields = {**fields, "teacher": str(teacher.path)}
+    if "TRAINED" in fields.values():
+        trained = fit(tiny(epochs=1), splits, Run.create(tmp_path / "trained"), device="cpu", log=silent)
+        fields = {name: str(trained.path) if value == "TRAINED" else value for name, value in fields.items()}
     recipe = tiny(**fields)
     whole = fit(recipe, splits, Run.create(tmp_path / "whole"), device="cpu", log=silent)
     parts = Run.create(tmp_path / "parts")
@@ -388,23 +396,26 @@ def test_a_student_is_taught_by_its_teachers_answers(splits: Splits, tmp_path: P
     expected = -(taught * np.log(answers(run))).sum(1).mean()
     assert run.history()["train_loss"].iloc[0] == pytest.approx(expected, rel=1e-4)
 
-    # Otherwise it sees what the network sees, at its own size.
+
+def test_a_teacher_sees_what_its_student_sees_at_its_own_size(splits: Splits, tmp_path: Path) -> None:
     class Seen(torch.nn.Module):
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-            shapes.append(tuple(inputs.shape))
-            values.append(inputs)
+            seen.append(inputs)
             return torch.zeros(len(inputs), 7)
 
-    shapes: list[tuple[int, ...]] = []
-    values: list[torch.Tensor] = []
-    held = [replace(checkpoint.load_model(of), model=Seen()) for of in (third, teacher)]
+    seen: list[torch.Tensor] = []
+    smaller, equal = (
+        fit(tiny(epochs=1, image_size=size), splits, Run.create(tmp_path / str(size)), device="cpu", log=silent)
+        for size in (32, 48)
+    )
+    teacher = training.Teacher([replace(checkpoint.load_model(run), model=Seen()) for run in (smaller, equal)])
     columns = torch.linspace(-1, 1, 48).expand(2, 1, 48, 48)
-    assert torch.equal(training.Teacher(held)(columns), torch.full((2, 7), 1 / 7))
-    assert shapes == [(2, 1, 32, 32), (2, 1, 48, 48)]
-    assert torch.equal(values[1], columns)
-    torch.testing.assert_close(values[0][0, 0, 5, 4:-4], torch.linspace(-1, 1, 32)[4:-4], rtol=0, atol=0.03)
-    recipe = recipe.model_copy(update={"teacher_views": "same", "lr": 0.01})
-    run = fit(recipe, splits, Run.create(tmp_path / "of two sizes"), device="cpu", log=silent)
+    assert torch.equal(teacher(columns), torch.full((2, 7), 1 / 7))
+    assert [tuple(each.shape) for each in seen] == [(2, 1, 32, 32), (2, 1, 48, 48)]
+    assert torch.equal(seen[1], columns)
+    torch.testing.assert_close(seen[0][0, 0, 5, 4:-4], torch.linspace(-1, 1, 32)[4:-4], rtol=0, atol=0.03)
+    recipe = tiny(epochs=1, teacher=f"{smaller.path},{equal.path}", teacher_views="same")
+    run = fit(recipe, splits, Run.create(tmp_path / "student"), device="cpu", log=silent)
     assert np.isfinite(run.history()["train_loss"].iloc[0])
 
 
@@ -416,15 +427,6 @@ def test_a_training_starts_from_a_trained_network(splits: Splits, tmp_path: Path
     there, here = (checkpoint.load_model(run).model.state_dict() for run in (first, further))
     for name, value in there.items():
         torch.testing.assert_close(here[name], value, rtol=1e-6, atol=1e-6)
-
-    # An interrupted one goes on from where it stood, not from its start.
-    recipe = tiny(epochs=2, start=str(first.path))
-    whole = fit(recipe, splits, Run.create(tmp_path / "whole"), device="cpu", log=silent)
-    parts = Run.create(tmp_path / "parts")
-    for stop_after in (1, 2):
-        fit(recipe, splits, parts, device="cpu", log=silent, stop_after=stop_after)
-    one, other = (checkpoint.load_model(run, "last").model.state_dict() for run in (whole, parts))
-    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_a_start_that_does_not_fit_is_refused(splits: Splits, tmp_path: Path) -> None:
