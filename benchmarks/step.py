@@ -30,7 +30,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fer_utils import checkpoint, models, recipe, sources, training
-from fer_utils.convolution import SmallMapConv2d, kernel_gradient
+from fer_utils.convolution import SmallMapConv2d, convolve, kernel_gradient, map_gradient
 from fer_utils.devices import Precision, autocast, choose_device, choose_precision, keep_freed_memory
 from fer_utils.faces import Splits
 from fer_utils.runs import Run
@@ -173,11 +173,11 @@ class Timer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _bracketed(what: str) -> str:
     if what.startswith("Optimizer"):
         return "optimiser"
-    held = re.fullmatch(r"kernels' gradient \[(.*)\] \[(.*)\]", what)
+    held = re.fullmatch(r"(forward|gradient of maps|gradient of kernels) \[(.*)\] \[(.*)\]", what)
     if held is None:
         return what
-    maps, weight = ([int(part) for part in group.split(",")] for group in held.groups())
-    return _convolution("our", maps, weight, "gradient of kernels")
+    maps, weight = ([int(number) for number in group.split(",")] for group in held.groups()[1:])
+    return _convolution("our", maps, weight, held[1])
 
 
 def _convolution(whose: str, maps: list[int], weight: list[int], part: str) -> str:
@@ -219,19 +219,22 @@ def parts_of_convolutions(repeats: int, batch: int = 128) -> None:
         kernels = torch.randn(outputs, inputs, 3, 3).bfloat16().contiguous(memory_format=torch.channels_last)
         made = functional.conv2d(maps, kernels, None, stride, 1)
         gradient = torch.randn_like(made)
+        inner, outer = maps.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
         timed: dict[str, Callable[[], object]] = {
             "forward": partial(functional.conv2d, maps, kernels, None, stride, 1),
+            "forward, ours": partial(convolve, inner, kernels, stride),
             "of maps": partial(conv2d_input, maps.shape, kernels, gradient, stride, 1),
+            "of maps, ours": partial(map_gradient, (side, side), kernels, outer, stride),
             "of kernels": partial(conv2d_weight, maps, kernels.shape, gradient, stride, 1),
-            "ours": partial(kernel_gradient, maps.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1), 3, stride),
+            "of kernels, ours": partial(kernel_gradient, inner, outer, 3, stride),
         }
         for run in timed.values():
             run()
         seconds = bars.medians(timed, repeats)
         rows.append([inputs, outputs, side, stride, *(1000 * seconds[part] for part in timed)])
     print(f"\n3 × 3 convolutions by part, bfloat16, batch {batch}, ms\n")
-    header = ["channels in", "out", "map", "stride", "forward", "gradient of maps", "of kernels", "of kernels, ours"]
-    bars.table(header, rows)
+    gradients = ["gradient of maps", "of maps, ours", "of kernels", "of kernels, ours"]
+    bars.table(["channels in", "out", "map", "stride", "forward", "forward, ours", *gradients], rows)
 
 
 def against_stock(settings: dict[str, recipe.Recipe], repeats: int) -> list[bars.Bar]:

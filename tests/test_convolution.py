@@ -44,18 +44,31 @@ def _few_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolution, "FEWEST_MAPS", 8)
 
 
+@pytest.fixture(params=[False, True], ids=["without AMX", "with AMX"])
+def amx(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both ways, whatever this processor has: each is right on every one, and pays on some."""
+    monkeypatch.setattr(convolution, "has_amx", lambda: request.param)
+    return bool(request.param)
+
+
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Shapes of the inputs that the small maps' way was taken for."""
-    shapes: list[tuple[int, ...]] = []
-    inner = convolution.kernel_gradient
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Parts of convolutions that were computed in the small maps' way."""
+    parts: list[str] = []
 
-    def noting(maps: Tensor, gradient: Tensor, kernel: int, stride: int) -> Tensor:
-        shapes.append(tuple(maps.shape))
-        return inner(maps, gradient, kernel, stride)
+    def note(name: str) -> None:
+        inner = getattr(convolution, name)
 
-    monkeypatch.setattr(convolution, "kernel_gradient", noting)
-    return shapes
+        def noting(*arguments: object) -> Tensor:
+            parts.append(name)
+            made: Tensor = inner(*arguments)
+            return made
+
+        monkeypatch.setattr(convolution, name, noting)
+
+    for name in ("convolve", "map_gradient", "kernel_gradient"):
+        note(name)
+    return parts
 
 
 def pair(inputs: int, outputs: int, kernel: int, stride: int) -> tuple[nn.Conv2d, nn.Conv2d]:
@@ -81,19 +94,27 @@ def results(module: nn.Module, maps: Tensor, gradient: Tensor) -> Result:
     return output.detach().double(), held.grad.double(), weight.grad.double()
 
 
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="only Linux tells otherwise what the processor has")
+def test_amx_is_seen_where_linux_sees_it() -> None:
+    told = Path("/proc/cpuinfo").read_text()
+    assert convolution.has_amx() == ("amx_tile" in told and "amx_bf16" in told)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_it_is_as_near_to_float64_as_the_stock_convolution(
-    shape: tuple[int, ...], taken: list[tuple[int, ...]]
-) -> None:
+def test_it_is_as_near_to_float64_as_the_stock_convolution(shape: tuple[int, ...], amx: bool, taken: list[str]) -> None:
     batch, inputs, outputs, height, width, kernel, stride = shape
     stock, made = pair(inputs, outputs, kernel, stride)
     maps = torch.randn(batch, inputs, height, width).contiguous(memory_format=torch.channels_last)
     gradient = torch.randn(batch, outputs, -(-height // stride), -(-width // stride))
     exact = results(copy.deepcopy(stock).double(), maps.double(), gradient.double())
     ours = results(made, maps, gradient)
-    assert taken == [(batch, height, width, inputs)]
+    if not amx:
+        assert taken == ["kernel_gradient"]
+    else:
+        small = max(gradient.shape[2:]) <= 4
+        assert taken == (["convolve", "map_gradient", "kernel_gradient"] if small else [])
     theirs = results(stock, maps, gradient)
-    assert torch.equal(theirs[0], ours[0])
+    assert amx or torch.equal(theirs[0], ours[0])
     for truth, stock_result, mine in zip(exact, theirs, ours, strict=True):
         assert mine.shape == truth.shape
         stock_error, error = ((found - truth).square().mean().sqrt() for found in (stock_result, mine))
@@ -102,6 +123,7 @@ def test_it_is_as_near_to_float64_as_the_stock_convolution(
         assert error < 0.01 * scale
 
 
+@pytest.mark.usefixtures("amx")
 def test_sums_are_rounded_once() -> None:
     # Whole numbers that bfloat16 holds: sums over 9 × 64 of them are exact in float32 and are rounded at the end.
     stock, made = pair(64, 16, 3, 1)
@@ -115,6 +137,7 @@ def test_sums_are_rounded_once() -> None:
         assert torch.equal(truth.bfloat16().double(), mine)
 
 
+@pytest.mark.usefixtures("amx")
 def test_the_same_input_gives_the_same_bytes() -> None:
     _, made = pair(40, 40, 3, 1)
     maps, gradient = torch.randn(16, 40, 3, 3), torch.randn(16, 40, 3, 3)
@@ -122,6 +145,7 @@ def test_the_same_input_gives_the_same_bytes() -> None:
         assert torch.equal(first, second)
 
 
+@pytest.mark.usefixtures("amx")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_layouts_of_maps_and_kernels_change_nothing(layout: torch.memory_format) -> None:
     _, made = pair(24, 24, 3, 1)
@@ -134,6 +158,7 @@ def test_layouts_of_maps_and_kernels_change_nothing(layout: torch.memory_format)
         assert torch.equal(first, second)
 
 
+@pytest.mark.usefixtures("amx")
 def test_frozen_kernels_and_inputs_get_no_gradient() -> None:
     _, made = pair(24, 24, 3, 1)
     made.requires_grad_(False)
@@ -148,8 +173,9 @@ def test_frozen_kernels_and_inputs_get_no_gradient() -> None:
     assert made.weight.grad is not None
 
 
+@pytest.mark.usefixtures("amx")
 @pytest.mark.parametrize("case", ["float32", "float16", "float64", "large", "few", "single", "meta"])
-def test_everything_else_is_the_stock_convolution(case: str, taken: list[tuple[int, ...]]) -> None:
+def test_everything_else_is_the_stock_convolution(case: str, taken: list[str]) -> None:
     stock, made = pair(24, 24, 3, 1)
     maps = torch.randn(4 if case == "few" else 8, 24, *((6, 6) if case == "large" else (3, 3)))
     if case == "single":
@@ -173,7 +199,7 @@ def test_everything_else_is_the_stock_convolution(case: str, taken: list[tuple[i
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
-def test_an_export_sees_the_stock_operation(taken: list[tuple[int, ...]]) -> None:
+def test_an_export_sees_the_stock_operation(taken: list[str]) -> None:
     _, made = pair(24, 24, 3, 1)
     maps = torch.randn(8, 24, 3, 3)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -225,11 +251,13 @@ def test_parameters_stay_the_same_objects_under_the_same_names() -> None:
     assert torch.equal(stock.get_parameter("0.weight"), after["0.weight"])
 
 
+@pytest.mark.parametrize("with_amx", [False, True], ids=["without AMX", "with AMX"])
 @pytest.mark.parametrize("fields", [{}, {"shortcut": "strided", "activation": "relu"}], ids=["average", "strided"])
 def test_a_resnet_gives_the_stock_networks_logits_and_gradients(
-    fields: dict[str, str], taken: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+    fields: dict[str, str], with_amx: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()  # a whole network, as it is
+    monkeypatch.setattr(convolution, "has_amx", lambda: with_amx)
     torch.manual_seed(0)
     model = models.build(load("fast", {"dropout": 0.0, "width": 1.0, **fields})).to(memory_format=torch.channels_last)
     stock = copy.deepcopy(model)
