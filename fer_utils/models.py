@@ -11,7 +11,7 @@ import re
 import socket
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load raises; nothing is unpickled here
 from typing import TYPE_CHECKING, Any, Final
@@ -222,6 +222,41 @@ def weights_file(backbone: str) -> Path:
     return Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(_weights(backbone).url).path).name)
 
 
+def side_by_side(parts: Sequence[Mapping[str, Tensor]], network: nn.Module) -> dict[str, Tensor]:
+    """Return weights with which a ResNet answers as several narrower ones do together, each in its share of channels.
+
+    Kernels between the channels of two parts are zero, so that nothing passes from one to the other, and the
+    classifier takes the mean: the logits are the mean of the parts' logits. Training fills the zeros. Growing a
+    network out of what a smaller one computes is due to Chen et al. 2016, Net2Net (arXiv:1511.05641).
+
+    Args:
+        parts: ``state_dict()`` of each, of networks that differ from ``network``, and from each other, in width alone.
+        network: the wide one; its shapes are read.
+
+    Raises:
+        ModelError: the parts' channels do not add up to the network's.
+    """
+    classifier = _classifier_name(network)
+    merged: dict[str, Tensor] = {}
+    for name, wide in network.state_dict().items():
+        pieces = [part[name] for part in parts]
+        if name.startswith(classifier + "."):
+            joined = torch.cat(pieces, dim=1) / len(pieces) if wide.ndim == 2 else torch.stack(pieces).mean(dim=0)
+        elif wide.ndim == 0:
+            joined = pieces[0]  # how many batches a batch norm has seen: only a norm without momentum reads it
+        elif wide.ndim == 1 or name == f"{_first_convolution(network)}.weight":
+            joined = torch.cat(pieces)
+        else:
+            joined = torch.cat([nn.functional.pad(piece, _beside(pieces, i)) for i, piece in enumerate(pieces)])
+        if joined.shape != wide.shape:
+            raise ModelError(
+                f"{name} would be {tuple(joined.shape)} and is {tuple(wide.shape)}: networks that are put side by side "
+                "have widths that add up to this one's, and no hidden layers in their head"
+            )
+        merged[name] = joined.to(wide.device)
+    return merged
+
+
 # -- the network -----------------------------------------------------------------------------------------------------
 
 
@@ -324,6 +359,12 @@ def _average_shortcuts(model: nn.Module) -> None:
             one_by_one = nn.Conv2d(strided.in_channels, strided.out_channels, 1, bias=False)
             one_by_one.weight = strided.weight
             block.downsample = nn.Sequential(OrderedDict([("pool", pool), ("0", one_by_one), ("1", norm)]))
+
+
+def _beside(pieces: list[Tensor], place: int) -> tuple[int, ...]:
+    """Return the padding of kernels (out, in, ...) by zeros where the others of ``pieces`` have their inputs."""
+    inputs = [piece.shape[1] for piece in pieces]
+    return (*(0,) * 2 * (pieces[place].ndim - 2), sum(inputs[:place]), sum(inputs[place + 1 :]))
 
 
 def _first_convolution(model: nn.Module) -> str:

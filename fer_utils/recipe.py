@@ -158,7 +158,8 @@ class Recipe(_Strict):
     weights: Literal["none", "imagenet"] = "none"
     """Start from scratch, or from torchvision's ImageNet weights."""
     start: str | None = None
-    """Directory of a run whose best network is trained further, instead of one from scratch."""
+    """Directory of a run whose best network is trained further, instead of one from scratch; or several, ``RUN,RUN``,
+    whose narrower networks are put side by side."""
     stem: Literal["imagenet", "3x3s2", "3x3s1"] = "imagenet"
     """First convolution of a ResNet: 7×7 with stride 2, or 3×3 with stride 2 or 1."""
     max_pool: bool = True
@@ -298,6 +299,10 @@ class Recipe(_Strict):
                 problems.append("zero_init_residual would be overwritten by weights imagenet")
         if self.start is not None and self.weights == "imagenet":
             problems.append(f"start {self.start} brings its own weights, in place of imagenet: set weights none")
+        if self.start is not None and not self.starts:
+            problems.append("start names no run; none is from scratch")
+        if len(set(self.starts)) < len(self.starts):
+            problems.append(f"start {self.start} names a run twice: halves that are the same learn the same")
         if self.teacher is not None and not self.teachers:
             problems.append("teacher names no run; none is no teacher")
         if self.teacher is not None and (self.mixup or self.cutmix):
@@ -315,7 +320,12 @@ class Recipe(_Strict):
     @property
     def teachers(self) -> tuple[str, ...]:
         """The runs that ``teacher`` names."""
-        return tuple(name.strip() for name in (self.teacher or "").split(",") if name.strip())
+        return _names(self.teacher)
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """The runs that ``start`` names."""
+        return _names(self.start)
 
     def dump(self) -> str:
         """Return the recipe as YAML, every field, in the order of this class."""
@@ -541,6 +551,11 @@ def _check_scalar(name: str, kind: Any, value: Any) -> None:
 
     if not any(fits(option) for option in _options(kind)):
         raise RecipeError(f"parameter {name}: expected {describe_type(kind)}, got {value!r}")
+
+
+def _names(field: str | None) -> tuple[str, ...]:
+    """The runs in a field that holds one, or several with commas between them."""
+    return tuple(name.strip() for name in (field or "").split(",") if name.strip())
 
 
 def _find(recipe: str | Path) -> Path:

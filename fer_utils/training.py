@@ -740,7 +740,7 @@ def check(
     Raises:
         DeviceError: the device is not there, or cannot compute in the recipe's precision.
         ModelError: the recipe names layers that its network has not.
-        RunError: a teacher or the start is not there or not trained, or there is nothing to resume.
+        RunError: a teacher or a start is not there or not trained, or there is nothing to resume.
         TrainingError: there are no processes, or ``recipe.start`` is another network.
     """
     _check_processes(processes)
@@ -752,8 +752,7 @@ def check(
         except RunError as error:
             unpack = "python -m fer_utils.box --unpack NAME RUN"
             raise RunError(f"{role} {name}: {error}; `{unpack}` makes a run of a model in the box") from None
-    if recipe.start is not None:
-        _check_start(recipe, recipe.start)
+    _check_start(recipe)
     if resume is True:
         if run is None:
             raise RunError("resume true continues a training, and there is none: name its run")
@@ -788,12 +787,25 @@ def check_faces(recipe: Recipe, splits: Splits) -> None:
             )
 
 
-def _check_start(recipe: Recipe, name: str) -> None:
-    told = _differing(Run.open(name).recipe, recipe, _NETWORK)
-    if told:
-        raise TrainingError(
-            f"start {name} is another network ({told}): give this recipe what it has, or start elsewhere"
-        )
+def _check_start(recipe: Recipe) -> None:
+    there = {name: Run.open(name).recipe for name in recipe.starts}
+    fields = [field for field in _NETWORK if field != "width" or len(there) == 1]
+    for name, its in there.items():
+        told = _differing(its, recipe, fields)
+        if told:
+            raise TrainingError(
+                f"start {name} is another network ({told}): give this recipe what it has, or start elsewhere"
+            )
+    if len(recipe.starts) > 1:
+        with torch.device("meta"):  # shapes are enough
+            network, *parts = (
+                models.build(each, pretrained=False) for each in (recipe, *(there[n] for n in recipe.starts))
+            )
+        try:
+            models.side_by_side([part.state_dict() for part in parts], network)
+        except models.ModelError as error:
+            widths = " + ".join(f"{there[name].width:g}" for name in recipe.starts)
+            raise TrainingError(f"start {recipe.start} ({widths} wide, width {recipe.width:g} here): {error}") from None
 
 
 def _differing(there: Recipe, here: Recipe, fields: Iterable[str]) -> str:
@@ -804,8 +816,7 @@ def _differing(there: Recipe, here: Recipe, fields: Iterable[str]) -> str:
 
 def _other_runs(recipe: Recipe) -> list[tuple[str, str]]:
     """Return (field, directory) of every run that a recipe's training learns from."""
-    start = [] if recipe.start is None else [("start", recipe.start)]
-    return [*start, *(("teacher", name) for name in recipe.teachers)]
+    return [*(("start", name) for name in recipe.starts), *(("teacher", name) for name in recipe.teachers)]
 
 
 def _check_processes(processes: int) -> None:
@@ -1004,16 +1015,18 @@ def load_teacher(recipe: Recipe, preprocessing: Preprocessing, device: torch.dev
 def load_start(state: State) -> None:
     """Give the network, and its average, the weights of the best network of the run that ``recipe.start`` names.
 
+    Of several runs the networks are put side by side, each in its share of the channels (``models.side_by_side``).
+
     Raises:
         RunError: there is no such run.
         CheckpointError: it has no network that can be read.
-        TrainingError: it is another network than the recipe's.
+        TrainingError: it is another network than the recipe's, or several do not make up its width.
     """
-    name = state.recipe.start
-    if name is None:
+    if not state.recipe.starts:
         return
-    _check_start(state.recipe, name)
-    weights = checkpoint.load_model(Run.open(name), "best").model.state_dict()
+    _check_start(state.recipe)
+    parts = [checkpoint.load_model(Run.open(name), "best").model.state_dict() for name in state.recipe.starts]
+    weights = models.side_by_side(parts, state.model) if len(parts) > 1 else parts[0]
     for network in (state.model, state.averaged):
         if network is not None:
             network.load_state_dict(weights)

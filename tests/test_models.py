@@ -127,6 +127,55 @@ def test_transformers_are_built_for_their_size() -> None:
         models.target_layer(shapes_only(backbone="vit_b_16", image_size=48))
 
 
+# -- networks side by side --------------------------------------------------------------------------------------------
+
+
+def lively(**fields: Any) -> nn.Module:
+    """Build a network whose batch norms have statistics and scales of their own, in float64."""
+    model = models.build(make(**fields)).double().eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("widths", "fields"),
+    [
+        ((0.125, 0.25), {"stem": "3x3s1", "shortcut": "average", "activation": "silu"}),
+        ((0.125, 0.125, 0.125), {"channels": 3, "dropout": 0.3}),
+        ((0.125, 0.125), {"backbone": "resnet50"}),
+    ],
+)
+def test_side_by_side_networks_answer_with_the_mean_of_their_logits(
+    widths: tuple[float, ...], fields: dict[str, Any]
+) -> None:
+    fields = {"image_size": 48, **fields}
+    torch.manual_seed(0)
+    parts = [lively(width=width, **fields) for width in widths]
+    wide = models.build(make(width=sum(widths), **fields)).double().eval()
+    wide.load_state_dict(models.side_by_side([part.state_dict() for part in parts], wide))
+    faces = torch.randn(5, fields.get("channels", 1), 48, 48, dtype=torch.float64)
+    with torch.no_grad():
+        answers = torch.stack([part(faces) for part in parts])
+        assert (answers[0] - answers[1]).abs().max() > 0.01
+        torch.testing.assert_close(wide(faces), answers.mean(dim=0), rtol=1e-9, atol=1e-9)
+
+
+def test_side_by_side_networks_must_make_up_the_width() -> None:
+    with torch.device("meta"):
+        half = models.build(make(width=0.5)).state_dict()
+        with pytest.raises(ModelError, match=r"conv1.weight would be \(64, 1, 7, 7\) and is \(48, 1, 7, 7\)"):
+            models.side_by_side([half, half], models.build(make(width=0.75)))
+        hidden = make(width=0.5, head=(16,))
+        part = models.build(hidden).state_dict()
+        with pytest.raises(ModelError, match="no hidden layers in their head"):
+            models.side_by_side([part, part], models.build(hidden.model_copy(update={"width": 1.0})))
+
+
 # -- stems, widths, heads ---------------------------------------------------------------------------------------------
 
 

@@ -157,6 +157,8 @@ WRONG = {
     "zeros overwritten": ("epochs: 1\nweights: imagenet\nzero_init_residual: true\n", 3, ["overwritten"]),
     "teacher of mixed faces": ("epochs: 1\nmixup: 0.2\nteacher: a\n", 2, ["no mixup"]),
     "start and weights": ("epochs: 1\nweights: imagenet\nstart: a\n", 2, ["start a brings its own weights"]),
+    "no start": ("epochs: 1\nstart: ' , '\n", 2, ["start names no run"]),
+    "a start twice": ("epochs: 1\nstart: a,b,a\n", 2, ["start a,b,a names a run twice"]),
     "teacher of no name": ("epochs: 1\nteacher: ' , '\n", 2, ["names no run"]),
     "negative layer rate": ("epochs: 1\nlayer_lr: {fc: -1}\n", 2, ["layer_lr"]),
     "layer of nothing": ("epochs: 1\nhead: [10, 0]\n", 2, ["head"]),

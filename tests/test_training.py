@@ -429,6 +429,45 @@ def test_a_training_starts_from_a_trained_network(splits: Splits, tmp_path: Path
         torch.testing.assert_close(here[name], value, rtol=1e-6, atol=1e-6)
 
 
+def test_a_training_starts_from_two_networks_side_by_side(splits: Splits, tmp_path: Path) -> None:
+    halves = [
+        fit(tiny(seed=seed, epochs=2), splits, Run.create(tmp_path / str(seed)), device="cpu", log=silent)
+        for seed in (5, 6)
+    ]
+    both = ",".join(str(run.path) for run in halves)
+    still = {
+        "lr": 1e-12,
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "freeze_batch_norm": True,
+        "train_layers": ["fc"],
+    }
+    recipe = tiny(**still, width=0.25, epochs=1, start=both)
+    training.check(recipe)
+    wide = fit(recipe, splits, Run.create(tmp_path / "wide"), device="cpu", log=silent)
+    faces = torch.rand(7, 1, 48, 48)
+    with torch.no_grad():
+        first, second, whole = (checkpoint.load_model(run).model(faces) for run in (*halves, wide))
+    assert (first - second).abs().max() > 0.01
+    torch.testing.assert_close(whole, (first + second) / 2, rtol=1e-4, atol=1e-4)
+
+
+def test_networks_that_do_not_make_up_the_width_are_refused_before_faces_are_read(
+    splits: Splits, tmp_path: Path
+) -> None:
+    halves = [
+        fit(tiny(seed=seed, epochs=1), splits, Run.create(tmp_path / str(seed)), device="cpu", log=silent)
+        for seed in (5, 6)
+    ]
+    both = ",".join(str(run.path) for run in halves)
+    with pytest.raises(TrainingError, match=r"0\.125 \+ 0\.125 wide, width 0\.5 here.*widths that add up"):
+        training.check(tiny(width=0.5, start=both))
+    with pytest.raises(TrainingError, match=r"another network \(activation 'silu' there, 'relu' here\)"):
+        training.check(tiny(width=0.25, activation="relu", start=both))
+    with pytest.raises(TrainingError, match=r"another network \(width 0\.125 there, 0\.25 here\)"):
+        training.check(tiny(width=0.25, start=str(halves[0].path)))
+
+
 def test_a_start_that_does_not_fit_is_refused(splits: Splits, tmp_path: Path) -> None:
     first = fit(tiny(epochs=1), splits, Run.create(tmp_path / "first"), device="cpu", log=silent)
     other = tiny(activation="relu", start=str(first.path))
