@@ -23,8 +23,8 @@ from fer_utils.training import fit
 TARGET_ACCURACY: Final = 0.6
 """Validation accuracy of the column "minutes to 60%"."""
 
-_HOW_IT_RAN: Final = ("name", "description", "seed", "compile")
-"""Fields of a recipe in which two runs of one system may differ."""
+_HOW_IT_RAN: Final = ("name", "description", "seed", "compile", "val_fraction", "split_seed")
+"""Fields of a recipe that do not tell one system from another; runs with another cut are not compared at all."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ def train(
     out: Path,
     *,
     overrides: Mapping[str, Any] | None = None,
+    val_fraction: float | None = None,
+    split_seed: int = 0,
     device: str = "auto",
     log: Callable[[str], None] = print,
 ) -> list[Run]:
@@ -81,6 +83,9 @@ def train(
         splits: the faces.
         out: directory of the runs.
         overrides: fields that are put over every recipe (epochs, weights, train_faces ...).
+        val_fraction: what ``splits`` were cut with, None where they came with their cut. It takes the place of a
+            recipe's own, so that a run tells how to get its faces again.
+        split_seed: of that cut.
         device: as ``training.fit`` takes it.
         log: takes lines of text for a person.
 
@@ -88,7 +93,8 @@ def train(
         RecipeError: a recipe or an override is wrong; nothing has been trained then.
         MissingWeights: a recipe asks for ImageNet weights that cannot be had.
     """
-    wanted = [recipes.load(name, {**(overrides or {}), "seed": seed}) for name in names for seed in seeds]
+    cut = {"val_fraction": "none" if val_fraction is None else val_fraction, "split_seed": split_seed}
+    wanted = [recipes.load(name, {**(overrides or {}), **cut, "seed": seed}) for name in names for seed in seeds]
     if not wanted:
         raise RecipeError("there is nothing to train: name at least one recipe and one seed")
     twice = [key for key, times in Counter((recipe.name, recipe.seed) for recipe in wanted).items() if times > 1]
@@ -115,7 +121,8 @@ def gather(runs: Sequence[Run], splits: Splits) -> list[Entry]:
     The order comes from validation: test scores are reported and choose nothing.
 
     Raises:
-        EvaluationError: a run has no evaluation, or one of other faces, or no history of its training.
+        EvaluationError: a run has no evaluation, or one of other faces, or no history of its training; or it is named
+            twice, or has the seed of another run of its system: it would be counted as one more.
         RunError: a run lacks its recipe or was written by another version.
     """
     if not runs:
@@ -133,6 +140,14 @@ def gather(runs: Sequence[Run], splits: Splits) -> list[Entry]:
     entries = []
     for members in groups.values():
         recipe = members[0].recipe
+        seeds: dict[int, Run] = {}
+        for run in members:
+            other = seeds.setdefault(run.recipe.seed, run)
+            if other is not run:
+                raise EvaluationError(
+                    f"{other.path} and {run.path} are runs of {recipe.name} with the same seed, {run.recipe.seed}, and "
+                    "would count as two seeds: name one of them"
+                )
         label, without_weights = _label(recipe, [others[0].recipe for others in groups.values()])
         held = tuple(_evaluation(run, splits) for run in members)
         entries.append(Entry(label, recipe, tuple(members), held, without_weights))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from fer_utils import comparison
+from fer_utils import comparison, evaluation
 from fer_utils import recipe as recipes
 from fer_utils.comparison import Entry
 from fer_utils.evaluation import EvaluationError
@@ -43,6 +44,22 @@ def entries(runs: list[Run], synthetic_splits: Splits) -> list[Entry]:
 
 def test_runs_that_differ_in_their_seed_are_one_system(entries: list[Entry]) -> None:
     assert {entry.recipe.name: len(entry.runs) for entry in entries} == {"custom_cnn": 2, "one_cycle": 2}
+
+
+def test_a_run_tells_how_to_get_its_faces_again(runs: list[Run], synthetic_splits: Splits) -> None:
+    # custom_cnn's own cut is another than the one that all were trained on.
+    assert recipes.load("custom_cnn").val_fraction == 0.2
+    for run in runs:
+        again = evaluation.faces_of(run, "synthetic:600")
+        assert again.fingerprint() == synthetic_splits.fingerprint() == run.read_json("env.json")["data"]["fingerprint"]
+
+
+def test_no_run_counts_twice(runs: list[Run], synthetic_splits: Splits, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(runs[0].path, copy)
+    for twice in ([runs[0], runs[1], Run.open(runs[0].path)], [*runs, Run.open(copy)]):
+        with pytest.raises(EvaluationError, match=r"same seed, 0, and would count as two seeds"):
+            comparison.gather(twice, synthetic_splits)
 
 
 def test_a_recipe_without_its_imagenet_weights_is_marked_and_not_ranked(entries: list[Entry]) -> None:
