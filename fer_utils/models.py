@@ -230,28 +230,39 @@ def side_by_side(parts: Sequence[Mapping[str, Tensor]], network: nn.Module) -> d
     network out of what a smaller one computes is due to Chen et al. 2016, Net2Net (arXiv:1511.05641).
 
     Args:
-        parts: ``state_dict()`` of each, of networks that differ from ``network``, and from each other, in width alone.
-        network: the wide one; its shapes are read.
+        parts: ``state_dict()`` of each, of networks that differ from ``network``, and from each other, in width and
+            dropout alone; of one, its weights as they are.
+        network: the wide one; its names and shapes are read.
 
     Raises:
-        ModelError: the parts' channels do not add up to the network's.
+        ModelError: the parts' channels do not add up to the network's, or their layers are others.
     """
     classifier = _classifier_name(network)
+    shapes = network.state_dict()
+    parts = [_renumbered(part, shapes, classifier.split(".")[0]) for part in parts]
     merged: dict[str, Tensor] = {}
-    for name, wide in network.state_dict().items():
-        pieces = [part[name] for part in parts]
-        if name.startswith(classifier + "."):
+    for name, wide in shapes.items():
+        pieces = [part[name] for part in parts if name in part]
+        if len(pieces) < len(parts):
+            raise ModelError(f"{name} is in this network alone: another head, or another backbone")
+        if len(pieces) == 1 or wide.ndim == 0:
+            # How many batches a batch norm has seen, ndim 0, only a norm without momentum reads.
+            joined = pieces[0]
+        elif name.startswith(classifier + "."):
             joined = torch.cat(pieces, dim=1) / len(pieces) if wide.ndim == 2 else torch.stack(pieces).mean(dim=0)
-        elif wide.ndim == 0:
-            joined = pieces[0]  # how many batches a batch norm has seen: only a norm without momentum reads it
         elif wide.ndim == 1 or name == f"{_first_convolution(network)}.weight":
             joined = torch.cat(pieces)
         else:
             joined = torch.cat([nn.functional.pad(piece, _beside(pieces, i)) for i, piece in enumerate(pieces)])
         if joined.shape != wide.shape:
             raise ModelError(
-                f"{name} would be {tuple(joined.shape)} and is {tuple(wide.shape)}: networks that are put side by side "
-                "have widths that add up to this one's, and no hidden layers in their head"
+                f"{name} would be {tuple(joined.shape)} and is {tuple(wide.shape)}: "
+                + (
+                    "networks that are put side by side have widths that add up to this one's, and no hidden layers in "
+                    "their head"
+                    if len(parts) > 1
+                    else "another head, or a backbone that is built for one size of input"
+                )
             )
         merged[name] = joined.to(wide.device)
     return merged
@@ -359,6 +370,16 @@ def _average_shortcuts(model: nn.Module) -> None:
             one_by_one = nn.Conv2d(strided.in_channels, strided.out_channels, 1, bias=False)
             one_by_one.weight = strided.weight
             block.downsample = nn.Sequential(OrderedDict([("pool", pool), ("0", one_by_one), ("1", norm)]))
+
+
+def _renumbered(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
+    """Return the weights under the names that ``wanted`` has for the head's, in order.
+
+    Dropout has no weights, but where a head has it its layers are numbered, ``fc.1.weight`` in place of ``fc.weight``.
+    """
+    theirs, ours = ([name for name in names if name.startswith(f"{head}.")] for names in (weights, wanted))
+    names = dict(zip(theirs, ours, strict=True)) if len(theirs) == len(ours) else {}
+    return {names.get(name, name): value for name, value in weights.items()}
 
 
 def _beside(pieces: list[Tensor], place: int) -> tuple[int, ...]:

@@ -796,16 +796,16 @@ def _check_start(recipe: Recipe) -> None:
             raise TrainingError(
                 f"start {name} is another network ({told}): give this recipe what it has, or start elsewhere"
             )
-    if len(recipe.starts) > 1:
-        with torch.device("meta"):  # shapes are enough
-            network, *parts = (
-                models.build(each, pretrained=False) for each in (recipe, *(there[n] for n in recipe.starts))
-            )
-        try:
-            models.side_by_side([part.state_dict() for part in parts], network)
-        except models.ModelError as error:
-            widths = " + ".join(f"{there[name].width:g}" for name in recipe.starts)
-            raise TrainingError(f"start {recipe.start} ({widths} wide, width {recipe.width:g} here): {error}") from None
+    if not there:
+        return
+    with torch.device("meta"):  # shapes are enough
+        network = models.build(recipe, pretrained=False)
+        parts = [models.build(there[name], pretrained=False).state_dict() for name in recipe.starts]
+    try:
+        models.side_by_side(parts, network)
+    except models.ModelError as error:
+        widths = " + ".join(f"{there[name].width:g}" for name in recipe.starts)
+        raise TrainingError(f"start {recipe.start} ({widths} wide, width {recipe.width:g} here): {error}") from None
 
 
 def _differing(there: Recipe, here: Recipe, fields: Iterable[str]) -> str:
@@ -1026,7 +1026,7 @@ def load_start(state: State) -> None:
         return
     _check_start(state.recipe)
     parts = [checkpoint.load_model(Run.open(name), "best").model.state_dict() for name in state.recipe.starts]
-    weights = models.side_by_side(parts, state.model) if len(parts) > 1 else parts[0]
+    weights = models.side_by_side(parts, state.model)
     for network in (state.model, state.averaged):
         if network is not None:
             network.load_state_dict(weights)
@@ -1070,6 +1070,12 @@ def _open_run(
         return True
     if resume is True:
         raise RunError(f"{run.path} has no last.ckpt to resume from: train it first, or leave resume out")
+    if run.has("best.ckpt") and not run.has("history.csv"):
+        # Until the first epoch's end its weights would stand under this recipe and these faces.
+        raise RunError(
+            f"{run.path} holds a network that was not trained in it, as a model that was unpacked from the box: train "
+            "into a new run"
+        )
     if ranks.rank == 0:
         run.write_recipe(recipe)
         run.write_environment(splits, str(device), precision, torch.get_num_threads())

@@ -452,6 +452,55 @@ def test_a_training_starts_from_two_networks_side_by_side(splits: Splits, tmp_pa
     torch.testing.assert_close(whole, (first + second) / 2, rtol=1e-4, atol=1e-4)
 
 
+def test_a_start_may_have_another_dropout(splits: Splits, tmp_path: Path) -> None:
+    first = fit(tiny(dropout=0.0, epochs=1), splits, Run.create(tmp_path / "first"), device="cpu", log=silent)
+    second = fit(tiny(dropout=0.2, seed=1, epochs=1), splits, Run.create(tmp_path / "2nd"), device="cpu", log=silent)
+    still = {
+        "lr": 1e-12,
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "freeze_batch_norm": True,
+        "train_layers": ["fc"],
+    }
+    faces = torch.rand(7, 1, 48, 48)
+    answers = []
+    for name, fields in (
+        ("alone", {"start": str(first.path), "dropout": 0.3}),
+        ("both", {"start": f"{first.path},{second.path}", "dropout": 0.0, "width": 0.25}),
+    ):
+        recipe = tiny(**still, **fields, epochs=1)
+        training.check(recipe)
+        made = fit(recipe, splits, Run.create(tmp_path / name), device="cpu", log=silent)
+        with torch.no_grad():
+            answers.append([checkpoint.load_model(run).model(faces) for run in (made, first, second)])
+    torch.testing.assert_close(answers[0][0], answers[0][1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(answers[1][0], (answers[1][1] + answers[1][2]) / 2, rtol=1e-4, atol=1e-4)
+
+
+def test_a_start_of_another_shape_is_told(splits: Splits, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "vit")
+    small = {"backbone": "vit_b_16", "channels": 1, "train_faces": None, "epochs": 1}
+    run.write_recipe(recipes.load("one_cycle", {**small, "weights": "none", "image_size": 32}))
+    run.write_environment(splits, "cpu", "float32", 1)
+    run.file("best.ckpt").touch()
+    asked = recipes.load("one_cycle", {**small, "weights": "none", "image_size": 48, "start": str(run.path)})
+    with pytest.raises(TrainingError, match=r"pos_embedding would be .* built for one size of input"):
+        training.check(asked)
+
+
+def test_a_network_that_was_not_trained_here_keeps_its_identity(splits: Splits, tmp_path: Path) -> None:
+    first = fit(tiny(epochs=1), splits, Run.create(tmp_path / "first"), device="cpu", log=silent)
+    unpacked = Run.create(tmp_path / "unpacked")
+    for name in ("best.ckpt", "recipe.yaml", "env.json"):
+        unpacked.file(name).write_bytes(first.file(name).read_bytes())
+    other = sources.load("synthetic:300", cache=False)
+    for resume in (False, "auto"):
+        with pytest.raises(RunError, match=r"was not trained in it.*new run"):
+            fit(tiny(seed=3), other, unpacked, device="cpu", resume=resume, log=silent)
+    for name in ("best.ckpt", "recipe.yaml", "env.json"):
+        assert unpacked.file(name).read_bytes() == first.file(name).read_bytes()
+
+
 def test_networks_that_do_not_make_up_the_width_are_refused_before_faces_are_read(
     splits: Splits, tmp_path: Path
 ) -> None:
