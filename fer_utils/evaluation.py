@@ -322,7 +322,7 @@ def measure(
                 for view in views
             }
     reported: Part = part or ("val" if "test" not in labelled and "val" in labelled else "test")
-    lacking = "the test faces have no labels" if len(_rows(predictions, "test")) else "there are no test faces"
+    lacking = _lacking(_rows(predictions, "test")["target"].to_numpy())
     note = {
         "test": "" if reported in labelled else f"{lacking}: there are predictions but no scores",
         "val": "scores are of validation faces, on which the epoch was chosen: they are a little too good",
@@ -634,6 +634,16 @@ def _rows(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def _labelled(rows: pd.DataFrame) -> bool:
     return len(rows) > 0 and bool((rows["target"] != UNLABELLED).all())
+
+
+def _lacking(targets: npt.NDArray[np.int64]) -> str:
+    """Return why there are no scores of a test part with these targets, where there are none."""
+    unlabelled = int((targets == UNLABELLED).sum())
+    if not len(targets):
+        return "there are no test faces"
+    if unlabelled == len(targets):
+        return "the test faces have no labels"
+    return f"{unlabelled:,} of {len(targets):,} test faces have no label"
 
 
 def _counts(faces: Mapping[str, int]) -> str:

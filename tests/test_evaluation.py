@@ -244,6 +244,14 @@ def test_unlabelled_test_faces_get_predictions_and_validation_the_scores(
     assert evaluation.headline(forced.metrics) == ["the test faces have no labels: there are predictions but no scores"]
 
 
+def test_a_few_test_faces_without_a_label_are_counted(run: Run, splits: Splits) -> None:
+    targets = splits.test.targets.copy()
+    targets[[2, 5]] = -1
+    partly = dataclasses.replace(splits, test=dataclasses.replace(splits.test, targets=targets))
+    result = evaluate(run, partly, device="cpu", precision="float32", draws=20)
+    assert result.metrics["note"].startswith(f"2 of {len(targets):,} test faces have no label, so scores are of val")
+
+
 def test_scores_of_validation_on_request(run: Run, splits: Splits) -> None:
     result = evaluate(run, splits, part="val", device="cpu", draws=20)
     assert (result.part, result.headline_set) == ("val", "val_clean")
