@@ -359,8 +359,8 @@ def card(name: str, model: Boxed) -> str:
         "",
         f"- Data: {model.data['source']}, {faces}; {model.data['rule'].rstrip('.')}. "
         f"Fingerprint `{model.data['fingerprint']}`.",
-        f"- Seed {recipe['seed']}, {recipe['epochs']} epochs in batches of {recipe['batch_size']}; weights of epoch "
-        f"{model.training['epoch']}.",
+        f"- Seed {recipe['seed']}, batches of {recipe['batch_size']}; weights of epoch {model.training['epoch']} of the"
+        f" {recipe['epochs']} that the recipe has.",
         f"- Commit `{commit}`{', with uncommitted changes' if git['dirty'] else ''}; torch {versions['torch']}, "
         f"{model.training['device']} ({model.training['machine']}), {model.training['precision']}.",
         "",

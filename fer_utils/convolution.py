@@ -2,11 +2,11 @@
 
 Without AMX oneDNN, which torch calls, computes maps and their gradient at the processor's speed, and the kernels'
 gradient of small maps at a quarter to a half of it: that one alone is computed here, as a matrix product for each tap
-of the kernel, of what the tap saw by what became of it. With AMX a matrix product is ten times as fast as oneDNN's
-convolution of small maps, so that maps and their gradient are products as well: positions that see the same taps go
-into one. On a 3 × 3 map only 49 of the 81 pairs of tap and position lie inside; padding takes part in none of them.
-They are torch's own matrix products, so that sums are kept in float32 and rounded once, as in a stock convolution, and
-the same input gives the same bytes.
+of the kernel, of what the tap saw by what became of it. With AMX matrix products are so much faster than oneDNN's
+convolutions of small maps that maps and their gradient are products as well: positions that see the same taps go into
+one. Steps with either are timed in benchmarks/RESULTS.md. On a 3 × 3 map only 49 of the 81 pairs of tap and position
+lie inside; padding takes part in none of the products. They are torch's own, so that sums are kept in float32 and
+rounded once, as in a stock convolution, and the same input gives the same bytes.
 """
 
 from __future__ import annotations

@@ -158,8 +158,8 @@ class Recipe(_Strict):
     weights: Literal["none", "imagenet"] = "none"
     """Start from scratch, or from torchvision's ImageNet weights."""
     start: str | None = None
-    """Directory of a run whose best network is trained further, instead of one from scratch; or several, ``RUN,RUN``,
-    whose narrower networks are put side by side."""
+    """Directory of a run of this network on these faces, whose best weights are trained further; or several,
+    ``RUN,RUN``, of networks like this one but narrower, whose widths add up to ``width``: they are put side by side."""
     stem: Literal["imagenet", "3x3s2", "3x3s1"] = "imagenet"
     """First convolution of a ResNet: 7×7 with stride 2, or 3×3 with stride 2 or 1."""
     max_pool: bool = True
