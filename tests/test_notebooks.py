@@ -234,7 +234,7 @@ def test_each_notebook_runs_from_its_own_directory_with_every_way_to_give_parame
         "01_explore": ["-p", "data", "synthetic:600", "-p", "out", str(run)],
         "02_augment": ["-y", f'{{data: "synthetic:600", run: "{run}", recipe: "{tiny}"}}'],
         "03_train": ["-f", str(values)],
-        "04_evaluate": ["-r", "run", str(run)],
+        "04_evaluate": ["-r", "run", str(run), "-p", "train_matrix", "true"],
         "05_predict": ["-p", "run", str(run)],
     }
     assert tuple(ways) == SUITE
@@ -245,6 +245,7 @@ def test_each_notebook_runs_from_its_own_directory_with_every_way_to_give_parame
         )
         assert done.returncode == 0, done.stderr[-3000:]
     complete(Run.open(run), epochs=1)
+    assert (run / "figures" / "confusion_matrix_train.png").is_file()
 
 
 @pytest.mark.parametrize(
