@@ -29,7 +29,7 @@ import skimage.data
 import torch
 from PIL import Image
 
-from fer_utils import box, checkpoint, detection, export, metrics, models, recipe, sources
+from fer_utils import box, checkpoint, detection, evaluation, export, metrics, models, recipe, sources
 from fer_utils.audit import audit
 from fer_utils.emotions import EMOTIONS, FROM_CHALLENGE
 from fer_utils.export import Format, OnnxEngine, Probabilities, TorchEngine
@@ -248,7 +248,12 @@ def main() -> int:
     if other is not None and shutil.which(other) is None:
         parser.error(f"--fer {other}: there is no such program")
     print(f"{bars.machine()}, {torch.get_num_threads()} threads")
-    splits = sources.load(arguments.data)
+    if arguments.run:
+        # An export is made of the faces of the training; a run knows them where no others are named.
+        named = None if arguments.data == "synthetic" else arguments.data
+        splits = evaluation.faces_of(Run.open(arguments.run), named)
+    else:
+        splits = sources.load(arguments.data)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         run = the_run(arguments.run, splits, folder)

@@ -569,19 +569,28 @@ def export(
 
     Args:
         run: with a ``best.ckpt``.
-        splits: the faces of the training: some calibrate the int8 network, others are what the files are compared on.
+        splits: the faces of the training, cut as they were for it: some calibrate the int8 network, others are what
+            the files are compared on.
         out: directory of the files; None is ``export/`` in the run.
         formats: any of ``FORMATS``; ``int8`` brings ``onnx`` along, which it is made from.
         log: takes a line for each file.
 
     Raises:
-        ExportError: an unknown format, a missing package, a network that a format cannot hold, or one that computes
-            something else there.
+        ExportError: an unknown format, other faces or another cut of them than the training's, a missing package, a
+            network that a format cannot hold, or one that computes something else there.
+        RunError: the run does not say what it was trained on.
         CheckpointError: the run's checkpoint cannot be used.
     """
     for name in formats:
         if name not in FORMATS:
             raise ExportError(f"unknown format {name!r}; use {', '.join(FORMATS)}")
+    known = run.read_json("env.json")["data"]["fingerprint"]
+    if known != splits.fingerprint():
+        raise ExportError(
+            f"{run.path} was trained on other faces or another cut of them (fingerprint {known}, these have "
+            f"{splits.fingerprint()}): what int8 costs might be measured on faces that it knows by heart. Give the "
+            "faces of its training: with --data, or as evaluation.faces_of(run) returns them"
+        )
     wanted = [name for name in FORMATS if name in formats or (name == "onnx" and "int8" in formats)]
     target = Path(out) if out is not None else run.file("export")
     target.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from fer_utils import evaluation, metrics
 from fer_utils import recipe as recipes
 from fer_utils.emotions import EMOTIONS
 from fer_utils.evaluation import SET_TITLES, VIEW_TITLES, Evaluation
-from fer_utils.files import write_text
+from fer_utils.files import ROOT, write_text
 from fer_utils.recipe import Recipe
 from fer_utils.runs import Run
 
@@ -229,13 +229,16 @@ class _About:
         return told
 
     def commands(self) -> list[str]:
-        """The commands that give this run again."""
-        there = f"outputs/{self.run.path.name}"
+        """The commands that give this run again, as they are typed at the repository's root."""
+        there = _from_root(self.run.path)
         again = shlex.quote(f"{there}-again")
         changed = recipes.changes(self.recipe)
         # A recipe of one's own lies in the run alone.
         named = self.recipe.name if changed is not None else f"{there}/recipe.yaml"
-        words = ["python -m fer_utils.training", f"--data {shlex.quote(evaluation.data_of(self.run))}"]
+        data = evaluation.data_of(self.run)
+        # What is no path (synthetic, kaggle, auto) is never absolute.
+        data = _from_root(Path(data)) if Path(data).is_absolute() else data
+        words = ["python -m fer_utils.training", f"--data {shlex.quote(data)}"]
         words += [f"--recipe {shlex.quote(named)}"]
         words += [f"--set {shlex.quote(f'{name}={value}')}" for name, value in (changed or {}).items()]
         skipped = bool(self.env["data"]["skipped"])
@@ -261,6 +264,13 @@ class _About:
             ("commit", self.commit()),
             ("data fingerprint", self.data["fingerprint"]),
         ]
+
+
+def _from_root(path: Path) -> str:
+    """Return a path as it is given at the repository's root: relative where it lies below, absolute elsewhere."""
+    # A link keeps its name (outputs/ may lead to another disk), but where ".." leads is known to the file system alone.
+    whole = path.resolve() if ".." in path.parts else path.absolute()
+    return whole.relative_to(ROOT).as_posix() if whole.is_relative_to(ROOT) else str(whole)
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------

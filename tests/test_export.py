@@ -24,7 +24,7 @@ from fer_utils.files import sha256
 from fer_utils.inference import Classifier
 from fer_utils.preprocessing import Preprocessing
 from fer_utils.recipe import Recipe
-from fer_utils.runs import Run
+from fer_utils.runs import Run, RunError
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +260,23 @@ def test_unknown_formats_are_refused(run: Run, synthetic_splits: Splits) -> None
         export.export(run, synthetic_splits, formats=["pickle"])
 
 
+def test_other_faces_or_another_cut_are_refused(run: Run, synthetic_splits: Splits, tmp_path: Path) -> None:
+    # The same faces, validation and test exchanged.
+    swapped = Splits(synthetic_splits.train, synthetic_splits.test, synthetic_splits.val, "synthetic")
+    with pytest.raises(ExportError, match=r"was trained on other faces or another cut .* with --data, or as "):
+        export.export(run, swapped, tmp_path / "out", formats=["safetensors"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_does_not_say_its_faces_is_refused(run: Run, synthetic_splits: Splits, tmp_path: Path) -> None:
+    other = Run.create(tmp_path / "other")
+    for name in ("best.ckpt", "recipe.yaml"):
+        other.file(name).write_bytes(run.file(name).read_bytes())
+    with pytest.raises(RunError, match=r"has no env\.json"):
+        export.export(other, synthetic_splits, formats=["safetensors"])
+    assert not other.file("export").exists()
+
+
 # -- the box --
 
 
@@ -400,10 +417,18 @@ def test_the_commands(
     assert "reproduced" in capsys.readouterr().out
     assert box.main(["--unpack", "fast", str(tmp_path / "unpacked"), "--box", str(tmp_path / "box")]) == 0
     assert Run.open(tmp_path / "unpacked").has("best.ckpt")
+    # A model of the box knows its faces, as any run does.
+    assert export.main([str(tmp_path / "unpacked"), "--formats", "safetensors"]) == 0
     assert box.main(["--unpack", "none", str(tmp_path / "unpacked"), "--box", str(tmp_path / "box")]) == 2
     assert "it has fast" in capsys.readouterr().err
     assert export.main([str(tmp_path / "absent")]) == 2
     assert "there is no run at" in capsys.readouterr().err
+    swapped = Splits(synthetic_splits.train, synthetic_splits.test, synthetic_splits.val, "synthetic")
+    with monkeypatch.context() as other:
+        other.setattr("fer_utils.sources.load", lambda *_, **__: swapped)
+        assert export.main([str(run.path), "--data", "other", "--out", str(tmp_path / "none")]) == 2
+    assert "Give the faces of its training" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
     assert box.main(["--check", "--box", str(tmp_path)]) == 2
     assert "no trained model in the box" in capsys.readouterr().err
 

@@ -171,7 +171,38 @@ def test_the_command_gives_the_same_recipe(run: Run) -> None:
 def test_a_recipe_of_ones_own_is_named_by_its_file(run: Run) -> None:
     run.write_recipe(recipes.load("fast").model_copy(update={"name": "mine"}))
     report.write(run)
-    assert f"--recipe outputs/{run.path.name}/recipe.yaml" in run.file("MODEL_CARD.md").read_text()
+    card = run.file("MODEL_CARD.md").read_text()
+    named = re.search(r"--recipe (\S+/recipe\.yaml) --out (\S+)", card)
+    assert named is not None
+    assert recipes.load(named[1]) == run.recipe
+    assert named[2] == f"{run.path}-again"
+    assert f"-p run {run.path}-again" in card
+
+
+@pytest.mark.parametrize("started", [".", "notebooks"])
+def test_the_commands_are_for_the_root_wherever_the_report_was_made(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: str
+) -> None:
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "outputs").mkdir()
+    run.path.rename(tmp_path / "outputs" / "a")
+    monkeypatch.chdir(tmp_path / started)
+    moved = Run.open("outputs/a" if started == "." else "../outputs/a")
+    moved.write_recipe(recipes.load("fast").model_copy(update={"name": "mine"}))
+    env = moved.read_json("env.json")
+    for location, told in (
+        (str(tmp_path / "data" / "fer2013"), "data/fer2013"),
+        ("/elsewhere/fer2013", "/elsewhere/fer2013"),
+        ("synthetic:500", "synthetic:500"),
+        ("auto", "auto"),
+    ):
+        env["data"]["location"] = location
+        moved.write_json("env.json", env)
+        report.write(moved)
+        card = moved.file("MODEL_CARD.md").read_text()
+        assert f"--data {told} --recipe outputs/a/recipe.yaml --out outputs/a-again\n" in card
+        assert "-p run outputs/a-again\n" in card
 
 
 def test_the_command_skips_what_the_training_skipped(run: Run) -> None:

@@ -380,8 +380,29 @@ def test_one_folder_in_a_folder_is_gone_into(tmp_path: Path) -> None:
 def test_a_relative_path_starts_at_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tree(made_rows(), tmp_path / "synthetic")
     monkeypatch.chdir(tmp_path)
-    assert sources.load("./synthetic").source == "folder"
-    assert sources.load(Path("synthetic")).source == "folder"
+    for data in ("./synthetic", Path("synthetic")):
+        splits = sources.load(data)
+        assert (splits.source, splits.location) == ("folder", str(tmp_path / "synthetic"))
+
+
+def test_a_location_is_found_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tree(made_rows(), tmp_path / "away" / "faces")
+    (tmp_path / "away" / "deep").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "away" / "deep")
+    (tmp_path / "named").symlink_to(tmp_path / "away" / "faces")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    loaded = {data: sources.load(data) for data in ("away/faces", "away/deep/../faces", "~/away/faces")}
+    # What is above a link's target is not what is above the link.
+    loaded["link/../faces"] = sources.load("link/../faces")
+    assert {data: splits.location for data, splits in loaded.items()} == dict.fromkeys(
+        loaded, str(tmp_path / "away" / "faces")
+    )
+    assert sources.load("named").location == str(tmp_path / "named")
+    monkeypatch.chdir(tmp_path / "away" / "deep")
+    again = sources.load(loaded["away/faces"].location)
+    assert again.fingerprint() == loaded["away/faces"].fingerprint()
+    assert sources.load("synthetic:200").location == "synthetic:200"
 
 
 def test_a_place_that_is_not_there_or_holds_nothing_known_says_what_is_expected(tmp_path: Path) -> None:
@@ -404,9 +425,34 @@ def test_two_layouts_in_one_place_are_not_guessed_between(tmp_path: Path) -> Non
     rows = made_rows(3)
     write_tree(rows, tmp_path)
     write_csv(rows, tmp_path / "fer2013.csv")
-    with pytest.raises(SourceError, match=r"more than one layout: a folder tree, fer2013\.csv"):
+    with pytest.raises(
+        SourceError, match=r"more than one layout: a folder tree; fer2013\.csv\. Give .*\(fer2013\.csv\)"
+    ):
         sources.load(tmp_path)
     assert sources.load(tmp_path / "fer2013.csv").source == "csv"
+
+
+def test_two_layouts_one_folder_down_are_told_with_advice_that_works(tmp_path: Path) -> None:
+    rows, data = made_rows(3), tmp_path / "data"
+    inner = data / "inner"
+    write_csv([row for row in rows if row[2] == "Training"], inner / "train.csv", "emotion,pixels")
+    write_csv([row for row in rows if row[2] != "Training"], inner / "test.csv", "pixels")
+    write_csv(rows, inner / "icml_face_data.csv")
+    for place in (data, inner):
+        with pytest.raises(SourceError) as caught:
+            sources.load(place)
+        told = str(caught.value)
+        assert f"{inner} holds more than one layout: icml_face_data.csv; train.csv and test.csv." in told
+        assert "the path of the one file that is meant (icml_face_data.csv), or move all layouts but the one" in told
+    assert set(sources.load(inner / "icml_face_data.csv").test.targets) != {-1}
+    write_parquet(rows, inner)
+    (inner / "icml_face_data.csv").rename(tmp_path / "icml_face_data.csv")
+    # No file alone is one of these two layouts.
+    with pytest.raises(SourceError, match=r"df_test\.parquet\.gzip; train\.csv and test\.csv\. Move all layouts but"):
+        sources.load(data)
+    for path in inner.glob("*.parquet.gzip"):
+        path.unlink()
+    assert set(sources.load(data).test.targets) == {-1}, "train.csv and test.csv are left, the latter without labels"
 
 
 def test_auto_takes_what_is_there_in_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,9 +481,33 @@ def test_auto_takes_what_is_there_in_its_order(tmp_path: Path, monkeypatch: pyte
     write_csv(made_rows(3, seed=3), tmp_path / "named.csv")
     monkeypatch.setenv("FER_DATA", str(tmp_path / "named.csv"))
     assert sources.load("auto").source == "csv"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FER_DATA", "named.csv")
+    assert sources.load("auto").location == str(tmp_path / "named.csv")
+    monkeypatch.setenv("FER_DATA", "synthetic")
+    assert sources.load("auto").location == "synthetic"
     monkeypatch.setenv("FER_DATA", str(tmp_path / "gone.csv"))
-    with pytest.raises(SourceError, match=r"FER_DATA"):
+    with pytest.raises(SourceError, match=r"FER_DATA is .*gone\.csv is not there\. It takes the path"):
         sources.load("auto")
+
+
+@pytest.mark.parametrize("named", ["kaggle", "auto"])
+def test_the_variable_takes_no_name_that_might_need_the_network(
+    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FER_DATA", named)
+    with pytest.raises(SourceError) as caught:
+        sources.load("auto")
+    told = str(caught.value)
+    assert f"$FER_DATA is {named}" in told
+    assert "the path of a folder or file, synthetic or synthetic:N." in told
+    assert "(--data kaggle)" in told
+    assert "one of auto" not in told
+    # A folder of that name is one.
+    write_tree(made_rows(3), tmp_path / named)
+    splits = sources.load("auto")
+    assert (splits.source, splits.location) == ("folder", str(tmp_path / named))
 
 
 def test_synthetic_faces_by_number(tmp_path: Path) -> None:

@@ -80,8 +80,9 @@ def load(
     Args:
         data: ``auto``, ``synthetic``, ``synthetic:N`` (N drawn faces), ``kaggle``, or a path: a folder in any published
             layout, a folder that holds one such folder, or a CSV or parquet file. ``auto`` takes the first of
-            ``$FER_DATA``, ``data/`` at the repository's root, Kaggle's local cache, and synthetic faces; it never
-            touches the network. A relative path starts at the working directory.
+            ``$FER_DATA`` (a path, ``synthetic`` or ``synthetic:N``), ``data/`` at the repository's root, Kaggle's local
+            cache, and synthetic faces; it never touches the network. A relative path starts at the working directory;
+            ``Splits.location`` is the absolute one.
         val_fraction: share of the training faces to cut off for validation, 0 to below 1; all other labelled parts
             then make up the test set. None: as the source tells, and 0.1 where it tells no validation part.
         split_seed: seed of the cuts.
@@ -104,8 +105,7 @@ def load(
     note = ""
     if data == "auto":
         data, note = _auto()
-    location = str(data)
-    cut = _Cut(val_fraction, split_seed, location)
+    cut = _Cut(val_fraction, split_seed, str(data))
     if isinstance(data, str) and (data == "synthetic" or data.startswith("synthetic:")):
         splits = _synthetic(data, cut, cache)
     elif data == "kaggle":
@@ -114,7 +114,11 @@ def load(
         cut = replace(cut, location=kaggle.HANDLE)
         splits = replace(_read(_find(kaggle.cached() or kaggle.download()), cut, on_bad, cache), source="kaggle")
     else:
-        splits = _read(_find(Path(data).expanduser()), cut, on_bad, cache)
+        path = Path(data).expanduser()
+        # Absolute, since whoever reads a run's faces again may do so in another directory. Links keep their names, but
+        # where ".." leads is known to the file system alone.
+        cut = replace(cut, location=str(path.resolve() if ".." in path.parts else path.absolute()))
+        splits = _read(_find(path), cut, on_bad, cache)
     return replace(splits, location=cut.location, rule=note + splits.rule)
 
 
@@ -146,10 +150,23 @@ def row_numbers(names: Names) -> npt.NDArray[np.int64]:
 
 
 def _auto() -> tuple[str | Path, str]:
-    """Return the data that ``auto`` means and, for synthetic faces, why."""
+    """Return the data that ``auto`` means and, for synthetic faces, why.
+
+    Raises:
+        SourceError: ``$FER_DATA`` names a path that is not there.
+    """
     named = os.environ.get("FER_DATA")
+    if named == "synthetic" or (named and named.startswith("synthetic:")):
+        return named, ""
     if named:
-        return (named if named.startswith("synthetic") else Path(named)), ""
+        path = Path(named).expanduser()
+        if not path.exists():
+            raise SourceError(
+                f"$FER_DATA is {named}, and {path.absolute()} is not there. It takes the path of a folder or file, "
+                "synthetic or synthetic:N. Kaggle's copy may need the network, which auto never uses: give kaggle as "
+                "data instead (--data kaggle)"
+            )
+        return path, ""
     place = ROOT / "data"
     if place.is_dir() and any(not hidden(name) for name in os.listdir(place)):
         return place, ""
@@ -161,11 +178,15 @@ def _auto() -> tuple[str | Path, str]:
     return "synthetic", f"No faces were found ({nothing}), so a generator drew some. "
 
 
+class _NothingKnownError(SourceError):
+    """A folder holds no layout that is known, so that the folder around it may say so instead."""
+
+
 def _find(path: Path, depth: int = 0) -> _Place:
     """Return the layout at ``path``.
 
     Raises:
-        SourceError: nothing is there, nothing that is known, or more than one layout.
+        SourceError: nothing is there, nothing that is known (`_NothingKnownError`), or more than one layout.
     """
     from fer_utils.sources import folder
 
@@ -200,18 +221,25 @@ def _find(path: Path, depth: int = 0) -> _Place:
     if not found and len(folders) == 1 and depth < _DEPTH:
         try:
             return _find(folders[0], depth + 1)
-        except SourceError:
+        except _NothingKnownError:
             if depth:
                 raise
     if len(found) == 1:
         return next(iter(found.values()))
     there = ", ".join(entry.name for entry in entries[:10]) + (" ..." if len(entries) > 10 else "")
     if found:
+        tables = {kind: [held.files[role].name for role in ROLES if role in held.files] for kind, held in found.items()}
+        told = "; ".join(" and ".join(names) or kind for kind, names in tables.items())
+        # A tree, or two tables that are one layout, have no path of their own that could be given.
+        files = [names[0] for names in tables.values() if len(names) == 1]
+        name_one = f"Give the path of the one file that is meant ({' or '.join(files)}), or move" if files else "Move"
         raise SourceError(
-            f"{path} holds more than one layout: {', '.join(found)}. Name the one file that is meant, or put each "
-            "layout into a folder of its own"
+            f"{path} holds more than one layout: {told}. {name_one} all layouts but the one that is meant out of this "
+            "folder"
         )
-    raise SourceError(f"{path} holds no layout that is known. Looked for: {_LOOKED_FOR}. Found: {there or 'nothing'}")
+    raise _NothingKnownError(
+        f"{path} holds no layout that is known. Looked for: {_LOOKED_FOR}. Found: {there or 'nothing'}"
+    )
 
 
 @dataclass(frozen=True)
