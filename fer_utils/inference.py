@@ -13,6 +13,7 @@ import argparse
 import itertools
 import json
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -111,12 +112,15 @@ class Classifier:
         engine: gives probabilities for faces; its ``description`` holds recipe, preprocessing and temperature.
         name: what it was made from.
         run: directory of the run that it was made from; None for a file or a model in the box.
+        note: where its name in ``named`` means a run and a model in the box, which one this is and how to give the
+            other; empty otherwise.
     """
 
     def __init__(self, engine: Engine, name: str, run: Path | None = None) -> None:
         self.engine = engine
         self.name = name
         self.run = run
+        self.note = ""
 
     @classmethod
     def pretrained(cls, name: str | None = None, device: str | None = "cpu") -> Classifier:
@@ -167,7 +171,10 @@ class Classifier:
     ) -> Classifier:
         """Return the model that a user means: one of the box by name, a run, or an exported file.
 
-        Without a name it is the box's first or the newest run: the one that is preferred, or else the other.
+        A name that is the path of a file or of a run's directory means that. Where there is both a model of that name
+        in the box and a run under ``outputs/``, it is the one that is preferred, and ``note`` says so; the path
+        ``outputs/NAME`` always means the run. Without a name it is the box's first or the newest run: the one that is
+        preferred, or else the other.
 
         Raises:
             ExportError, RunError, CheckpointError, DeviceError: as the others; the message says what there is.
@@ -177,16 +184,32 @@ class Classifier:
         filled = (box.WEIGHTS / "box.json").is_file()
         if name is not None and Path(name).is_file():
             return cls.from_file(name, device)
-        if filled and ((name is None and prefer == "box") or (name in box.listed() and not Path(str(name)).exists())):
-            return cls.pretrained(name, device)
+        if filled and name is None and prefer == "box":
+            return cls.pretrained(device=device)
+        from fer_utils import runs
         from fer_utils.runs import Run, RunError
 
+        boxed = box.listed().get(name) if filled and name is not None else None
+        if name is not None and boxed is not None and not Path(name).exists():
+            own = runs.OUTPUTS / name
+            is_run = (own / "run.json").is_file()
+            if not is_run or prefer == "box":
+                made = cls.pretrained(name, device)
+                if is_run:
+                    made.note = f"{name!r} is the model in the box; for the run of that name give its path, {own}"
+                return made
         try:
             run = Run.newest(holding="best.ckpt") if name is None else Run.open(name)
         except RunError as error:
             there = f"; the box has {', '.join(box.listed())}" if filled else ""
             raise RunError(f"{error}{there}") from None
-        return cls.pretrained(device=device) if run is None else cls.from_run(run, device=device)
+        if run is None:
+            return cls.pretrained(device=device)
+        made = cls.from_run(run, device=device)
+        if boxed is not None:
+            file = box.WEIGHTS / boxed.file
+            made.note = f"{name!r} is the run {run.path}; for the model of that name in the box give its file, {file}"
+        return made
 
     def probabilities(self, faces: Grey) -> npt.NDArray[np.float64]:
         """Return float64 (N, 7), calibrated, rows summing to 1, for faces uint8 (N, 48, 48).
@@ -205,9 +228,9 @@ class Classifier:
 
         Args:
             images: files, folders (all pictures in them, sorted), tables (a face in each row), PIL images, arrays and
-                tensors, or an iterable of these. An array is one picture (H, W), (H, W, 1) or (H, W, 3), or several
-                (N, H, W) or (N, H, W, 1 or 3); a tensor has its channels first: (H, W), (N, H, W), (N, 1 or 3, H, W).
-                Values are uint8, or float in [0, 1].
+                tensors, or an iterable of these. An array is one picture (H, W) or (H, W, 1, 3 or 4), or several
+                (N, H, W) or (N, H, W, 1, 3 or 4), with 4 for RGBA, which is laid on white; a tensor has its channels
+                first: (H, W), (N, H, W) or (N, 1, 3 or 4, H, W). Values are uint8, or float in [0, 1].
             detect: True searches pictures for faces, False takes each for a face, ``auto`` takes a small square grey
                 one for a face and searches the others.
             batch_size: faces that the network sees at once.
@@ -356,7 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 when each got an answer, be it that there is no face; 1 when one could not be read; 2 when none could be
-        asked for.
+        asked for, or the answers could not be written to the directory of ``--out``.
     """
     parser = argparse.ArgumentParser(
         prog="python -m fer_utils.inference", description="Say which emotion the faces in your pictures show."
@@ -364,18 +387,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("inputs", nargs="+", metavar="PHOTO", help="photo, folder, or table (CSV, parquet) of faces")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each picture")
     parser.add_argument(
-        "--model", help="a model in the box, a run, or a .safetensors or .onnx file; by default the box's"
+        "--model",
+        help="a model in the box, a run, or a .safetensors or .onnx file; by default the box's. A name that both the "
+        "box and outputs/ have means the box's: give outputs/NAME for the run",
     )
     parser.add_argument("--detect", choices=sorted(_DETECT), default="auto", help="search pictures for faces")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the answers there as tables, too")
     given = parser.parse_args(arguments)
-    missing = [name for name in given.inputs if not Path(name).expanduser().exists()]
-    if missing and len(missing) == len(given.inputs):
+    if not any(Path(name).expanduser().exists() for name in given.inputs):
         # Nothing to load a model for.
-        for name in missing:
-            print(f"{name}: error: there is no such file", file=sys.stderr)
+        for item in pictures(given.inputs):
+            print(f"{item.source}: error: {item.picture}", file=sys.stderr)
         return 2
+    if given.out is not None:
+        # Before minutes of answers are lost.
+        try:
+            given.out.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=given.out):
+                pass
+        except OSError as error:
+            print(
+                f"--out {given.out}: no tables can be written there ({error.strerror}); expected a directory, new or "
+                "there already: give another",
+                file=sys.stderr,
+            )
+            return 2
 
     try:
         return _answer_all(given)
@@ -406,6 +443,8 @@ def _answer_all(given: argparse.Namespace) -> int:
         loading = pool.submit(Classifier.named, given.model, given.device)
         first = next(found, None)
         classifier = loading.result()
+    if classifier.note:
+        print(classifier.note, file=sys.stderr)
     answers = classifier.answer(itertools.chain([] if first is None else [first], found))
 
     def told() -> Iterator[Prediction]:

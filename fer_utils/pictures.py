@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +28,8 @@ PICTURES: Final = (
     *(".heic", ".heif", ".mp4", ".mov", ".avi", ".mkv", ".webm"),
 )
 """Suffixes of a folder's files that are looked at; those in the second line get an answer that says what to do."""
+_CHANNELS: Final = (1, 3, 4)
+"""Sizes of an array's axis that holds grey, RGB or RGBA."""
 
 
 class InputError(ValueError):
@@ -112,14 +115,30 @@ def _files_in(folder: Path) -> Iterator[Path]:
 def read_picture(path: str | Path) -> Image.Image:
     """Return a file's picture: upright by its EXIF orientation, transparency on white.
 
+    Of HEIC, video and files of more than `MAX_BYTES` no more than the first bytes is read.
+
     Raises:
         InputError: it cannot be read; says why and, for HEIC and video, what to do.
     """
     try:
-        content = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            head = file.read(16)
+            _refuse(_kind(head))
+            size = os.fstat(file.fileno()).st_size
+            if size > files.MAX_BYTES:
+                raise InputError(f"the file has {size:,} bytes; more than {files.MAX_BYTES:,} are not read")
+            # A pipe tells no size: a byte too many is enough for `open_image` to refuse it.
+            content = head + file.read(files.MAX_BYTES + 1 - len(head))
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}") from error
-    kind = _kind(content[:16])
+    try:
+        return _flat(files.open_image(content))
+    except files.ImageError as error:
+        raise InputError(str(error)) from error
+
+
+def _refuse(kind: str | None) -> None:
+    """Raise an InputError that says what to do with a HEIC photo or a video; None is neither."""
     if kind == "HEIC":
         raise InputError(
             "this is a HEIC photo, which is not read: save it as JPEG (on a Mac `sips -s format jpeg IN --out OUT.jpg`"
@@ -130,10 +149,6 @@ def read_picture(path: str | Path) -> Image.Image:
             "this is a video: take pictures out of it (`ffmpeg -i VIDEO -vf fps=1 frames/%04d.png`) and give their "
             "folder"
         )
-    try:
-        return _flat(files.open_image(content))
-    except files.ImageError as error:
-        raise InputError(str(error)) from error
 
 
 def _kind(head: bytes) -> str | None:
@@ -188,36 +203,44 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _split(images: Any) -> Iterator[npt.NDArray[Any]]:
-    """Split an array or tensor into pictures (H, W), (H, W, 1) or (H, W, 3)."""
+    """Split an array or tensor into pictures (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+
+    Raises:
+        InputError: another shape, or one that may mean two things.
+    """
     tensor = _is_tensor(images)
     shape = tuple(images.shape)
-    if tensor and len(shape) == 3 and shape[0] == 3:
+    if tensor and len(shape) == 3 and shape[0] in (3, 4):
+        one, several = {3: ("colour picture", "three"), 4: ("RGBA picture", "four")}[shape[0]]
         raise InputError(
-            f"a tensor {shape} may be one colour picture or three grey ones: give (1, 3, H, W) or (3, 1, H, W)"
+            f"a tensor {shape} may be one {one} or {several} grey ones: "
+            f"give (1, {shape[0]}, H, W) or ({shape[0]}, 1, H, W)"
         )
     if tensor:
         # numpy has no bfloat16.
         images = (images.detach().float() if images.is_floating_point() else images.detach()).cpu().numpy()
     array: npt.NDArray[Any] = images
-    if array.ndim == 4 and array.shape[1] in (1, 3) and (tensor or array.shape[-1] not in (1, 3)):
+    if array.ndim == 4 and array.shape[1] in _CHANNELS and (tensor or array.shape[-1] not in _CHANNELS):
         array = np.moveaxis(array, 1, -1)
     if 0 in array.shape:
         raise InputError(f"an array of shape {shape} holds no pixel")
-    if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3) and not tensor):
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in _CHANNELS and not tensor):
         return iter((array,))
-    if array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (1, 3)):
+    if array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in _CHANNELS):
         return iter(array)
     expected = (
-        "(H, W), (N, H, W) or (N, 1 or 3, H, W)" if tensor else "(H, W), (H, W, 1 or 3), (N, H, W) or (N, H, W, 1 or 3)"
+        "(H, W), (N, H, W) or (N, 1, 3 or 4, H, W)"
+        if tensor
+        else "(H, W), (H, W, 1, 3 or 4), (N, H, W) or (N, H, W, 1, 3 or 4)"
     )
     raise InputError(f"an array of shape {shape} is no picture; expected {expected}")
 
 
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:
+    """A picture (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) as L or RGB: transparency on white."""
     values = _to_bytes(array)
-    return Image.fromarray(
-        np.ascontiguousarray(values[..., 0] if values.shape[-1] == 1 and values.ndim == 3 else values)
-    )
+    values = values[..., 0] if values.shape[-1] == 1 and values.ndim == 3 else values
+    return _flat(Image.fromarray(np.ascontiguousarray(values)))
 
 
 def _to_bytes(array: npt.NDArray[Any]) -> Grey:

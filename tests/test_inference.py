@@ -1,12 +1,17 @@
 """Photos, folders, tables and arrays in; one answer for each out, whatever is wrong with its neighbours."""
 
+import errno
 import io
 import json
+import os
 import pickle
+import shutil
 import subprocess
 import sys
+import tracemalloc
 import types
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import matplotlib
@@ -219,6 +224,35 @@ def test_what_pillow_cannot_convert_has_an_error_and_the_others_answers(
     assert good.label is not None
 
 
+def test_transparent_arrays_and_tensors_lie_on_white(tmp_path: Path, face: np.ndarray) -> None:
+    rgba = Image.fromarray(face).convert("RGBA")
+    rgba.paste((0, 0, 0, 0), (0, 0, 20, 10))
+    rgba.save(tmp_path / "alpha.png")
+    with Image.open(tmp_path / "alpha.png") as opened:
+        array = np.array(opened)
+    expected = crop_of(tmp_path / "alpha.png")
+    assert (expected[:10, :20] == 255).all()
+    channels = torch.from_numpy(array).permute(2, 0, 1)
+    one_each = {
+        "(H, W, 4)": array,
+        "(1, H, W, 4)": array[None],
+        "(1, 4, H, W)": np.moveaxis(array, -1, 0)[None],
+        "float": array / 255,
+        "tensor (1, 4, H, W)": channels[None],
+        "float tensor": channels[None].float() / 255,
+    }
+    for name, given in one_each.items():
+        # A second picture in it would fail here.
+        assert np.array_equal(crop_of(given), expected), name
+    for several in (np.stack([array] * 3), channels.repeat(3, 1, 1, 1)):
+        assert len(list(pictures.pictures(several))) == 3
+    # What looks alike and is not: grey pictures, one of them four pixels high and one four pixels wide.
+    assert len(list(pictures.pictures(np.zeros((4, 48, 48), np.uint8)))) == 4
+    assert len(list(pictures.pictures(torch.zeros(5, 48, 4)))) == 5
+    (item,) = pictures.pictures(torch.zeros(4, 48, 48))
+    assert "one RGBA picture or four grey ones: give (1, 4, H, W) or (4, 1, H, W)" in str(item.picture)
+
+
 def test_bfloat16_tensors(classifier: Classifier, face: np.ndarray) -> None:
     bits = (torch.from_numpy(face.copy()) > 127).to(torch.bfloat16)  # 0 and 1, which it holds exactly
     answer = one(classifier, bits)
@@ -242,6 +276,46 @@ def test_heic_and_video_say_what_to_do(classifier: Classifier, tmp_path: Path) -
         error = one(classifier, tmp_path / name).error
         assert error is not None
         assert told in error, name
+
+
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [(b"\0\0\0\x18ftypisom", "ffmpeg"), (b"\x89PNG\r\n\x1a\n", "200,000,001 bytes; more than 200,000,000")],
+)
+def test_what_is_refused_is_not_read_into_memory(head: bytes, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.write(head)
+        # It takes no room on the disk.
+        file.truncate(200_000_001)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=told):
+            pictures.read_picture(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes on this system")
+def test_a_pipe_is_read_as_far_as_a_file_may_be_large(
+    tmp_path: Path, face: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = saved(Image.fromarray(face), "PNG")
+    for most, told in ((len(content), None), (len(content) - 1, "are not read")):
+        monkeypatch.setattr("fer_utils.sources.images.MAX_BYTES", most)
+        pipe = tmp_path / f"pipe{most}"
+        os.mkfifo(pipe)
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(pipe.write_bytes, content)
+            (item,) = pictures.pictures(pipe)
+            writing.result()
+        if told is None:
+            assert isinstance(item.picture, Image.Image)
+            assert np.array_equal(np.asarray(item.picture), face)
+        else:
+            assert told in str(item.picture)
 
 
 # -- what cannot be used --
@@ -490,6 +564,39 @@ def test_named_finds_the_model_that_is_meant(run: Run, tmp_path: Path, monkeypat
         Classifier.named("another")
 
 
+def test_a_name_of_a_run_and_of_the_box_is_what_is_preferred_and_says_so(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, boxed = list(box.listed().items())[-1]
+    monkeypatch.setattr("fer_utils.runs.OUTPUTS", tmp_path)
+    monkeypatch.chdir(tmp_path.parent)
+    alone = Classifier.named(name, prefer="run")
+    assert (alone.run, alone.note) == (None, "")
+    own = tmp_path / name
+    own.mkdir()
+    assert Classifier.named(name, prefer="run").run is None, "an empty directory is no run"
+    own.rmdir()
+    shutil.copytree(run.path, own)
+
+    ours = Classifier.named(name, prefer="run")
+    assert ours.run == own
+    assert ours.note == (
+        f"{name!r} is the run {own}; for the model of that name in the box give its file, {box.WEIGHTS / boxed.file}"
+    )
+    theirs = Classifier.named(name)
+    assert theirs.run is None
+    assert theirs.note == f"{name!r} is the model in the box; for the run of that name give its path, {own}"
+    # What the notes say to give is one thing alone.
+    assert (Classifier.named(str(own)).run, Classifier.named(str(own)).note) == (own, "")
+    by_file = Classifier.named(str(box.WEIGHTS / boxed.file))
+    assert by_file.note == ""
+    assert by_file.engine.description == theirs.engine.description
+    # A path is a path, whatever is preferred.
+    monkeypatch.chdir(tmp_path)
+    assert Classifier.named(name).run == Path(name)
+    assert Classifier.named(name).note.startswith(f"{name!r} is the run")
+
+
 def test_a_pickle_is_refused_and_never_run(tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -540,6 +647,63 @@ def test_the_command_says_what_is_wrong(
     assert "cuda:9" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         inference.main([])
+
+
+def test_the_command_says_which_network_answers_where_a_name_means_two(
+    run: Run, face: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "face.png"
+    Image.fromarray(face).save(path)
+    name = list(box.listed())[-1]
+    monkeypatch.setattr("fer_utils.runs.OUTPUTS", tmp_path / "outputs")
+    monkeypatch.chdir(tmp_path)
+    assert inference.main([str(path), "--model", name]) == 0
+    assert capsys.readouterr().err == ""
+    shutil.copytree(run.path, tmp_path / "outputs" / name)
+    assert inference.main([str(path), "--model", name, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert f"{name!r} is the model in the box" in printed.err
+    assert str(tmp_path / "outputs" / name) in printed.err
+    assert json.loads(printed.out)["error"] is None
+
+
+@pytest.mark.parametrize("others", [[], ["absent.png"], [HOPPER]])
+def test_an_address_is_told_whatever_stands_beside_it(
+    others: list[str | Path], run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = "https://example.org/face.jpg"
+    code = inference.main([address, *map(str, others), "--model", str(run.path)])
+    told = capsys.readouterr().err
+    assert f"{address}: error: addresses are not fetched: download the picture" in told
+    assert code == (1 if others == [HOPPER] else 2)
+    assert ("absent.png: error: there is no such file" in told) == (others == ["absent.png"])
+
+
+def test_tables_that_cannot_be_written_are_told_before_a_model_is_loaded(
+    face: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, taken = tmp_path / "face.png", tmp_path / "answers.csv"
+    Image.fromarray(face).save(path)
+    taken.write_text("kept")
+
+    def loaded(*_: object, **__: object) -> None:
+        pytest.fail("a model was loaded")
+
+    monkeypatch.setattr(Classifier, "named", loaded)
+    for out in (taken, taken / "below"):
+        assert inference.main([str(path), "--out", str(out)]) == 2
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert f"--out {out}: no tables can be written there" in told.err
+    assert taken.read_text() == "kept"
+    # One that may not be written to, which the one who runs the tests may be allowed to all the same.
+    monkeypatch.setattr(inference.tempfile, "TemporaryFile", forbidden)
+    assert inference.main([str(path), "--out", str(tmp_path)]) == 2
+    assert "Permission denied" in capsys.readouterr().err
+
+
+def forbidden(**_: object) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def test_a_wrong_name_is_told_before_torch_is_imported() -> None:

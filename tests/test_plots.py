@@ -11,11 +11,13 @@ from matplotlib import _pylab_helpers
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image
 from test_plots_evaluation import texts as visible
 
 from fer_utils.emotions import EMOTIONS
 from fer_utils.faces import Faces, Splits
-from fer_utils.plots import data, style, training
+from fer_utils.inference import Prediction
+from fer_utils.plots import data, inference, style, training
 
 NOTE = " (synthetic faces)"
 
@@ -113,6 +115,19 @@ def test_the_overlap_check_sees_an_overlap() -> None:
     figure.text(0.5, 0.5, "one")
     figure.text(0.51, 0.5, "other")
     assert overlapping(figure) == [("one", "other")]
+
+
+def test_a_picture_of_16_bits_is_drawn_in_its_greys() -> None:
+    greys = np.linspace(0, 255, 80 * 100).astype(np.uint8).reshape(80, 100)
+    answer = Prediction("scan.png", None, None, (), (100, 80))
+    drawn = []
+    for picture in (Image.fromarray(greys), Image.fromarray(greys.astype(np.uint16) * 256 + 200)):
+        figure = inference.answer(picture, answer)
+        (image,) = (image for part in figure.subfigs for axes in part.axes for image in axes.images)
+        drawn.append(np.asarray(image.get_array()))
+    eight, sixteen = drawn
+    assert np.array_equal(sixteen, eight)
+    assert np.array_equal(eight[..., 0], greys)
 
 
 def test_curves_and_bars_have_labelled_axes(synthetic_splits: Splits) -> None:

@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
+from fer_utils.detection import to_grey
 from fer_utils.emotions import EMOTIONS
 from fer_utils.inference import Face, Prediction
 from fer_utils.plots.style import EMOTION_COLORS, INK, MUTED, WIDTH, face_grid, figure, grid_lines, styled
@@ -28,7 +29,7 @@ def answer(picture: Image.Image | None, prediction: Prediction, title: str | Non
     """Return a picture with a square round each face, and beside it each face as the network saw it with its bars.
 
     Args:
-        picture: the upright picture, of any mode; None shows the faces alone.
+        picture: the upright picture, as ``pictures.read_picture`` returns it; None shows the faces alone.
         prediction: the answer to it.
         title: what it is called; None is the file's name and the answer.
         note: what the title ends with.
@@ -51,7 +52,8 @@ def answer(picture: Image.Image | None, prediction: Prediction, title: str | Non
     _faces(right, prediction, numbered=True)
     axes = left.add_subplot()
     axes.set_axis_off()
-    shown = picture.convert("RGB")
+    # Pillow would clip 16-bit greys to white: they are drawn as they were searched.
+    shown = (Image.fromarray(to_grey(picture)) if picture.mode.startswith("I;16") else picture).convert("RGB")
     shown.thumbnail((_SIDE, _SIDE))
     axes.imshow(shown, interpolation="bilinear")
     scale = shown.width / picture.width
