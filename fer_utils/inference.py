@@ -228,9 +228,9 @@ class Classifier:
 
         Args:
             images: files, folders (all pictures in them, sorted), tables (a face in each row), PIL images, arrays and
-                tensors, or an iterable of these. An array is one picture (H, W) or (H, W, 1, 3 or 4), or several
-                (N, H, W) or (N, H, W, 1, 3 or 4), with 4 for RGBA, which is laid on white; a tensor has its channels
-                first: (H, W), (N, H, W) or (N, 1, 3 or 4, H, W). Values are uint8, or float in [0, 1].
+                tensors, or an iterable of these. An array is one picture (H, W) or (H, W, 1 to 4), or several (N, H, W)
+                or (N, H, W, 1 to 4), with 2 for grey and 4 for RGB with transparency, which is laid on white; a tensor
+                has its channels first: (H, W), (N, H, W) or (N, 1 to 4, H, W). Values are uint8, or float in [0, 1].
             detect: True searches pictures for faces, False takes each for a face, ``auto`` takes a small square grey
                 one for a face and searches the others.
             batch_size: faces that the network sees at once.

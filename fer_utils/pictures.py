@@ -28,8 +28,8 @@ PICTURES: Final = (
     *(".heic", ".heif", ".mp4", ".mov", ".avi", ".mkv", ".webm"),
 )
 """Suffixes of a folder's files that are looked at; those in the second line get an answer that says what to do."""
-_CHANNELS: Final = (1, 3, 4)
-"""Sizes of an array's axis that holds grey, RGB or RGBA."""
+_CHANNELS: Final = (1, 2, 3, 4)
+"""Sizes of an array's axis that holds grey, grey with transparency, RGB or RGBA."""
 
 
 class InputError(ValueError):
@@ -203,7 +203,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _split(images: Any) -> Iterator[npt.NDArray[Any]]:
-    """Split an array or tensor into pictures (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+    """Split an array or tensor into pictures (H, W) or (H, W, 1 to 4).
 
     Raises:
         InputError: another shape, or one that may mean two things.
@@ -229,15 +229,13 @@ def _split(images: Any) -> Iterator[npt.NDArray[Any]]:
     if array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in _CHANNELS):
         return iter(array)
     expected = (
-        "(H, W), (N, H, W) or (N, 1, 3 or 4, H, W)"
-        if tensor
-        else "(H, W), (H, W, 1, 3 or 4), (N, H, W) or (N, H, W, 1, 3 or 4)"
+        "(H, W), (N, H, W) or (N, 1 to 4, H, W)" if tensor else "(H, W), (H, W, 1 to 4), (N, H, W) or (N, H, W, 1 to 4)"
     )
     raise InputError(f"an array of shape {shape} is no picture; expected {expected}")
 
 
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:
-    """A picture (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) as L or RGB: transparency on white."""
+    """A picture (H, W) or (H, W, 1 to 4) as L or RGB: transparency on white."""
     values = _to_bytes(array)
     values = values[..., 0] if values.shape[-1] == 1 and values.ndim == 3 else values
     return _flat(Image.fromarray(np.ascontiguousarray(values)))

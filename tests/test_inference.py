@@ -244,7 +244,10 @@ def test_transparent_arrays_and_tensors_lie_on_white(tmp_path: Path, face: np.nd
     for name, given in one_each.items():
         # A second picture in it would fail here.
         assert np.array_equal(crop_of(given), expected), name
-    for several in (np.stack([array] * 3), channels.repeat(3, 1, 1, 1)):
+    grey = np.array(rgba.convert("LA"))
+    for given in (grey, np.moveaxis(grey, -1, 0)[None], torch.from_numpy(grey).permute(2, 0, 1)[None]):
+        assert np.array_equal(crop_of(given), expected)
+    for several in (np.stack([array] * 3), channels.repeat(3, 1, 1, 1), np.stack([grey] * 3)):
         assert len(list(pictures.pictures(several))) == 3
     # What looks alike and is not: grey pictures, one of them four pixels high and one four pixels wide.
     assert len(list(pictures.pictures(np.zeros((4, 48, 48), np.uint8)))) == 4
