@@ -72,8 +72,9 @@ class Saver:
 
 
 def _write(path: Path, plain: dict[str, Any]) -> None:
-    with replacing(path) as aside:
-        torch.save({"schema_version": SCHEMA_VERSION, "sha256": _digest(plain), "state": plain}, aside)
+    # Into an open file: by a path torch names the archive inside after it, and the path aside differs each time.
+    with replacing(path) as aside, aside.open("wb") as file:
+        torch.save({"schema_version": SCHEMA_VERSION, "sha256": _digest(plain), "state": plain}, file)
 
 
 def load(path: Path) -> dict[str, Any]:

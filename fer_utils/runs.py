@@ -60,7 +60,7 @@ class Run:
         An existing run at ``path`` is opened and kept, so that one suite can fill it step by step.
 
         Raises:
-            RunError: ``path`` is a file, or a directory that holds something else.
+            RunError: ``path`` is a file, or a directory that holds something else or cannot be made.
         """
         if path is None:
             stamp = dt.datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -75,7 +75,10 @@ class Run:
             return cls.open(target)
         if target.is_file() or (target.is_dir() and any(target.iterdir())):
             raise RunError(f"{target} is there already and is no run: name a new or empty directory for the run")
-        target.mkdir(parents=True, exist_ok=True)
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{target} cannot be made ({error.strerror}): name another directory for the run") from None
         run = cls(target)
         run.write_json("run.json", {"created": dt.datetime.now().astimezone().isoformat(timespec="microseconds")})
         return run

@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -77,6 +77,10 @@ _TTA_OF_VIEWS: Final[dict[str, TTA]] = {"one": "none", "flip": "flip", "ten_crop
 
 _NETWORK: Final = ("backbone", "stem", "max_pool", "width", "activation", "shortcut", "channels", "head", "normalize")
 """Fields that a recipe has in common with the run that it starts from: weights mean something in that network only."""
+
+
+_MOST_TOLD: Final = 8
+"""Fields that a message names of those in which two recipes differ."""
 
 
 class TrainingError(RuntimeError):
@@ -809,9 +813,25 @@ def _check_start(recipe: Recipe) -> None:
 
 
 def _differing(there: Recipe, here: Recipe, fields: Iterable[str]) -> str:
-    """Return which of the fields differ, with both values; nothing where none does."""
-    pairs = ((name, getattr(there, name), getattr(here, name)) for name in fields)
-    return ", ".join(f"{name} {its!r} there, {mine!r} here" for name, its, mine in pairs if its != mine)
+    """Return which of the fields differ, the first of them with both values; nothing where none does."""
+    its, mine = (_flat(recipe.model_dump(mode="json", include=set(fields))) for recipe in (there, here))
+    told = [
+        f"{name} {its.get(name)!r} there, {mine.get(name)!r} here"
+        for name in dict.fromkeys((*its, *mine))
+        if its.get(name) != mine.get(name) and name != "description"
+    ]
+    if not told and its != mine:
+        told = ["its description"]
+    more = [f"and {len(told) - _MOST_TOLD} more"] if len(told) > _MOST_TOLD else []
+    return ", ".join([*told[:_MOST_TOLD], *more])
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Return nested values under names with dots between: ``augment.erasing.p``."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+    return flat
 
 
 def _other_runs(recipe: Recipe) -> list[tuple[str, str]]:
@@ -1378,7 +1398,13 @@ def _train(arguments: argparse.Namespace) -> None:
         def tell(line: str) -> None:
             print(line, flush=True)  # noqa: T201 - the command line's own output
 
-        fit(recipe, splits, run, device=arguments.device, resume=resume, log=tell)
+        try:
+            fit(recipe, splits, run, device=arguments.device, resume=resume, log=tell)
+        except KeyboardInterrupt:
+            print(  # noqa: T201 - the command line's own output
+                f"interrupted: the same command with --out {run.path} goes on from its last checkpoint", file=sys.stderr
+            )
+            raise SystemExit(130) from None
         if ranks.rank == 0:
             tell(f"run: {Path(run.path).resolve()}")
     finally:

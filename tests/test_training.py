@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,6 +49,7 @@ def weights_of(run: Run) -> dict[str, torch.Tensor]:
 
 
 def assert_same_bytes(first: Run, second: Run) -> None:
+    assert first.file("best.ckpt").read_bytes() == second.file("best.ckpt").read_bytes()
     a, b = checkpoint.load(first.file("last.ckpt")), checkpoint.load(second.file("last.ckpt"))
     for part in ("model", "averaged"):
         assert (a[part] is None) == (b[part] is None)
@@ -549,6 +552,42 @@ def test_a_teacher_that_changed_or_does_not_fit_is_refused(splits: Splits, tmp_p
     teacher.file("best.ckpt").write_bytes(other.file("best.ckpt").read_bytes())
     with pytest.raises(RunError, match="another network"):
         fit(recipe, splits, run, device="cpu", log=silent)
+
+
+def test_another_recipe_is_told_by_what_differs(splits: Splits, tmp_path: Path) -> None:
+    run = fit(tiny(epochs=1), splits, Run.create(tmp_path / "run"), device="cpu", log=silent)
+    other = recipes.load("narrow", {"width": 0.125, "epochs": 1, "image_size": 48})
+    with pytest.raises(RunError) as caught:
+        fit(other, splits, run, device="cpu", log=silent)
+    told = str(caught.value)
+    assert "augment.translate 0.12 there, 0.1 here" in told
+    assert "description" not in told
+    assert "Augment(" not in told
+    assert re.search(r"and \d+ more\): train into a new run", told)
+    assert len(told) < 500
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    words = ["--data", "synthetic:400", "--device", "cpu", "--out", str(tmp_path / "run")]
+    words += ["--set", "width=0.125", "image_size=24", "epochs=500"]
+    command = [sys.executable, "-m", "fer_utils.training", *words]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line.startswith("epoch 1/"):
+            child.send_signal(signal.SIGINT)
+            break
+    _, told = child.communicate(timeout=120)
+    assert child.returncode == 130
+    assert f"--out {tmp_path / 'run'} goes on from its last checkpoint" in told
+    assert "Traceback" not in told
+    assert Run.open(tmp_path / "run").has("last.ckpt")
+
+
+def test_a_run_below_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"cannot be made \(Not a directory\): name another directory"):
+        Run.create(tmp_path / "file" / "run")
 
 
 def test_a_teacher_of_another_cut_is_told_before_a_run_is_made(
