@@ -434,10 +434,12 @@ def load_evaluation(run: Run, splits: Splits | None = None) -> Evaluation:
         splits: if given, the predictions must be of exactly these validation and test faces.
 
     Raises:
-        RunError: the run has no evaluation or another version of the suite wrote it.
-        EvaluationError: the predictions are unreadable, lack faces or hold others, or have another label order; or the
-            run was trained further since.
+        RunError: another version of the suite wrote it.
+        EvaluationError: the run was not evaluated, or was trained further since; or the predictions are unreadable,
+            lack faces or hold others, or have another label order.
     """
+    if not run.has("metrics.json"):
+        raise EvaluationError(f"{run.path} has no metrics.json: evaluate it with 04_evaluate.ipynb")
     values = run.read_json("metrics.json")
     if values.get("emotions") != list(EMOTIONS):
         raise EvaluationError(

@@ -36,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 import fer_utils
@@ -258,7 +258,8 @@ def write_safetensors(
     values = description.to_dict()
     values["digest"] = _digest(values, _tensor_content(tensors))
     with replacing(path) as aside:
-        save_file(tensors, aside, {_KEY: json.dumps(values, ensure_ascii=False)})
+        # Not by safetensors' own file, which is for its owner's eyes alone.
+        aside.write_bytes(save(tensors, {_KEY: json.dumps(values, ensure_ascii=False)}))
 
 
 def _read_safetensors(path: Path, device: torch.device) -> TorchEngine:
@@ -593,7 +594,10 @@ def export(
         )
     wanted = [name for name in FORMATS if name in formats or (name == "onnx" and "int8" in formats)]
     target = Path(out) if out is not None else run.file("export")
-    target.mkdir(parents=True, exist_ok=True)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"{target} cannot be made ({error.strerror}): name another directory for the files") from None
     engine = of_run(run)
     held_out = splits[splits.evaluation_part()] if len(splits[splits.evaluation_part()]) else splits.train
     faces = held_out.images[_chosen(len(held_out), CHECKED)]

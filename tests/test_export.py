@@ -442,3 +442,15 @@ def test_the_box_s_cards_are_reproduced_on_the_real_faces(real_data: Path) -> No
     command = [sys.executable, "-m", "fer_utils.box", "--check", "--data", str(real_data)]
     done = subprocess.run(command, env=many, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_an_export_is_for_whoever_may_read_the_run(run: Run, synthetic_splits: Splits, tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        export.export(run, synthetic_splits, tmp_path / "made", formats=["safetensors"])
+    finally:
+        os.umask(before)
+    assert (tmp_path / "made" / "model.safetensors").stat().st_mode & 0o777 == 0o644
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportError, match="file cannot be made"):
+        export.export(run, synthetic_splits, tmp_path / "file", formats=["safetensors"])
