@@ -32,6 +32,7 @@ from traitlets.config import Config
 
 from fer_utils import recipe as recipes
 from fer_utils import report, runs, sources
+from fer_utils.devices import DeviceError, choose_device
 from fer_utils.evaluation import SET_TITLES, load_evaluation
 from fer_utils.files import ROOT, write_text
 from fer_utils.recipe import Recipe, RecipeError
@@ -88,6 +89,7 @@ def run_notebooks(
     Raises:
         RecipeError: a parameter is unknown or has a wrong value; nothing has been run or written.
         SourceError: there are no faces at ``data``; nothing has been run or written.
+        DeviceError: ``device`` is not there; nothing has been run or written.
         RunError: ``out`` holds something else.
         SuiteError: a notebook failed. The message names it and where its executed part lies.
     """
@@ -95,6 +97,8 @@ def run_notebooks(
     declared = {name: _declared(folder / f"{name}.ipynb") for name in names}
     given = {"data": data, "recipe": recipe, "epochs": epochs, **(parameters or {})}
     _check(given, declared, reserved=("run", "out"))
+    for name in names:
+        _check_as_it_does(folder / f"{name}.ipynb", {key: given[key] for key in declared[name] if key in given})
 
     if out is None:
         label = re.sub(r"[^\w.-]+", "-", f"{Path(data).stem or data}-{Path(recipe).stem}")
@@ -197,8 +201,24 @@ def _check(given: Mapping[str, Any], declared: Mapping[str, Sequence[str]], rese
             guess = f"did you mean {near[0]}? " if near else ""
             raise RecipeError(f"unknown parameter {name!r}: {guess}The notebooks take: {', '.join(known)}")
     overrides = {name: value for name, value in given.items() if name in Recipe.model_fields}
-    recipes.load(given["recipe"], overrides)
+    wanted = recipes.load(given["recipe"], overrides)
+    if wanted.epochs < 1:
+        raise RecipeError(f"epochs is {wanted.epochs}; expected at least 1, since 03 trains")
+    choose_device(given.get("device"))
     sources.check(given["data"])
+
+
+def _check_as_it_does(notebook: Path, given: Mapping[str, Any]) -> None:
+    """Run a notebook's own check of its parameters, as its kernel will once the notebooks before it have run."""
+    cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    declared = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", ())]
+    check = [cell.source for cell in cells if "check_parameters(In" in cell.source]
+    if declared and check:
+        injected = [f"{name} = {value!r}" for name, value in given.items() if value is not None]
+        ran = [declared[0], "\n".join(["# Parameters", *injected]), check[0]]
+        names: dict[str, Any] = {"In": ran}
+        for source in ran:
+            exec(compile(source, notebook.name, "exec"), names)
 
 
 def _execute(source: Path, target: Path, parameters: Mapping[str, Any], tell: _Teller) -> None:
@@ -289,12 +309,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         page = report.write(run)
         print("", *headline(run), f"report: {page}", sep="\n")
-    except (RecipeError, RunError, SourceError) as error:
+    except (RecipeError, RunError, SourceError, DeviceError) as error:
         print(error, file=sys.stderr)
         return 2
     except SuiteError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same with --out (make: OUT=) and the run above goes on where 03 stood", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -185,6 +185,24 @@ def test_mistakes_are_told_before_anything_runs(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"tta": "foo"}, "parameter tta: expected one of: none, flip, ten_crop, all, got 'foo'"),
+        ({"detect": "maybe"}, "parameter detect: expected one of: auto, yes, no"),
+        ({"on_bad": "ignore"}, "parameter on_bad: expected one of: raise, skip"),
+        ({"processes": "two"}, "parameter processes: expected a whole number"),
+        ({"epochs": "0"}, "expected at least 1"),
+    ],
+)
+def test_what_a_later_notebook_would_refuse_is_told_before_the_first_runs(
+    tmp_path: Path, parameters: dict[str, str], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        suite.run_notebooks("synthetic:300", out=tmp_path / "run", parameters=parameters)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_directory_that_holds_something_else_is_left_alone(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(RunError, match="is no run"):
@@ -205,6 +223,7 @@ def test_a_missing_notebook_is_told(tmp_path: Path) -> None:
         (["--epochs", "many"], "parameter epochs: expected a whole number"),
         (["--recipe", "no_such"], "unknown recipe 'no_such'"),
         (["--data", "/no/such/faces", "--out", "OUT"], "/no/such/faces is not there. Expected"),
+        (["--set", "device=cuda:99", "--out", "OUT"], "cuda:99"),
     ],
 )
 def test_the_command_line_tells_mistakes_with_code_2(
