@@ -38,7 +38,7 @@ from fer_utils.faces import Faces, Images, Part, Splits
 from fer_utils.files import replacing, sha256
 from fer_utils.metrics import Comparison, Interval, Measured
 from fer_utils.prediction import TTA, predict
-from fer_utils.runs import SCHEMA_VERSION, Run, describe_data
+from fer_utils.runs import SCHEMA_VERSION, Run, RunError, describe_data
 from fer_utils.sources.reading import OnBad
 
 SETS: Final = ("test", "test_clean", "test_clean_near", "val", "val_clean", "val_clean_near")
@@ -434,12 +434,12 @@ def load_evaluation(run: Run, splits: Splits | None = None) -> Evaluation:
         splits: if given, the predictions must be of exactly these validation and test faces.
 
     Raises:
-        RunError: another version of the suite wrote it.
-        EvaluationError: the run was not evaluated, or was trained further since; or the predictions are unreadable,
-            lack faces or hold others, or have another label order.
+        RunError: the run was not evaluated, or another version of the suite wrote it.
+        EvaluationError: the predictions are unreadable, lack faces or hold others, or have another label order; or the
+            run was trained further since.
     """
     if not run.has("metrics.json"):
-        raise EvaluationError(f"{run.path} has no metrics.json: evaluate it with 04_evaluate.ipynb")
+        raise RunError(f"{run.path} has no metrics.json: evaluate it with 04_evaluate.ipynb")
     values = run.read_json("metrics.json")
     if values.get("emotions") != list(EMOTIONS):
         raise EvaluationError(

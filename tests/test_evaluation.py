@@ -390,7 +390,7 @@ def test_predictions_that_are_missing_or_broken_are_refused(run: Run) -> None:
     with pytest.raises(EvaluationError, match=r"has no predictions\.parquet"):
         load_evaluation(run)
     run.file("metrics.json").unlink()
-    with pytest.raises(EvaluationError, match=r"has no metrics\.json: evaluate it"):
+    with pytest.raises(RunError, match=r"has no metrics\.json: evaluate it"):
         load_evaluation(run)
 
 
