@@ -74,10 +74,8 @@ TELL_EVERY: Final = 60.0
 _TTA_OF_VIEWS: Final[dict[str, TTA]] = {"one": "none", "flip": "flip", "ten_crop": "ten_crop"}
 """Of ``recipe.teacher_views``; a recipe's ``none`` would be no value at all, so one view is called ``one`` there."""
 
-
 _NETWORK: Final = ("backbone", "stem", "max_pool", "width", "activation", "shortcut", "channels", "head", "normalize")
 """Fields that a recipe has in common with the run that it starts from: weights mean something in that network only."""
-
 
 _MOST_TOLD: Final = 8
 """Fields that a message names of those in which two recipes differ."""

@@ -422,10 +422,25 @@ def test_a_teacher_sees_what_its_student_sees_at_its_own_size(splits: Splits, tm
     assert np.isfinite(run.history()["train_loss"].iloc[0])
 
 
+STILL: dict[str, Any] = {
+    **{"lr": 1e-12, "weight_decay": 0.0, "schedule": "constant", "freeze_batch_norm": True},
+    "train_layers": ["fc"],
+}
+"""A training that leaves a network as it began."""
+
+
+def two_trained(splits: Splits, folder: Path) -> tuple[list[Run], str]:
+    """Two runs of different seeds, and what `start` takes to name both."""
+    runs = [
+        fit(tiny(seed=seed, epochs=1), splits, Run.create(folder / str(seed)), device="cpu", log=silent)
+        for seed in (5, 6)
+    ]
+    return runs, ",".join(str(run.path) for run in runs)
+
+
 def test_a_training_starts_from_a_trained_network(splits: Splits, tmp_path: Path) -> None:
     first = fit(tiny(seed=5, epochs=2), splits, Run.create(tmp_path / "first"), device="cpu", log=silent)
-    still = {"lr": 1e-12, "weight_decay": 0.0, "schedule": "constant", "freeze_batch_norm": True}
-    recipe = tiny(**still, train_layers=["fc"], epochs=1, ema=0.9, start=str(first.path))
+    recipe = tiny(**STILL, epochs=1, ema=0.9, start=str(first.path))
     further = fit(recipe, splits, Run.create(tmp_path / "further"), device="cpu", log=silent)
     there, here = (checkpoint.load_model(run).model.state_dict() for run in (first, further))
     for name, value in there.items():
@@ -433,19 +448,8 @@ def test_a_training_starts_from_a_trained_network(splits: Splits, tmp_path: Path
 
 
 def test_a_training_starts_from_two_networks_side_by_side(splits: Splits, tmp_path: Path) -> None:
-    halves = [
-        fit(tiny(seed=seed, epochs=2), splits, Run.create(tmp_path / str(seed)), device="cpu", log=silent)
-        for seed in (5, 6)
-    ]
-    both = ",".join(str(run.path) for run in halves)
-    still = {
-        "lr": 1e-12,
-        "weight_decay": 0.0,
-        "schedule": "constant",
-        "freeze_batch_norm": True,
-        "train_layers": ["fc"],
-    }
-    recipe = tiny(**still, width=0.25, epochs=1, start=both)
+    halves, both = two_trained(splits, tmp_path)
+    recipe = tiny(**STILL, width=0.25, epochs=1, start=both)
     training.check(recipe)
     wide = fit(recipe, splits, Run.create(tmp_path / "wide"), device="cpu", log=silent)
     faces = torch.rand(7, 1, 48, 48)
@@ -458,20 +462,13 @@ def test_a_training_starts_from_two_networks_side_by_side(splits: Splits, tmp_pa
 def test_a_start_may_have_another_dropout(splits: Splits, tmp_path: Path) -> None:
     first = fit(tiny(dropout=0.0, epochs=1), splits, Run.create(tmp_path / "first"), device="cpu", log=silent)
     second = fit(tiny(dropout=0.2, seed=1, epochs=1), splits, Run.create(tmp_path / "2nd"), device="cpu", log=silent)
-    still = {
-        "lr": 1e-12,
-        "weight_decay": 0.0,
-        "schedule": "constant",
-        "freeze_batch_norm": True,
-        "train_layers": ["fc"],
-    }
     faces = torch.rand(7, 1, 48, 48)
     answers = []
     for name, fields in (
         ("alone", {"start": str(first.path), "dropout": 0.3}),
         ("both", {"start": f"{first.path},{second.path}", "dropout": 0.0, "width": 0.25}),
     ):
-        recipe = tiny(**still, **fields, epochs=1)
+        recipe = tiny(**STILL, **fields, epochs=1)
         training.check(recipe)
         made = fit(recipe, splits, Run.create(tmp_path / name), device="cpu", log=silent)
         with torch.no_grad():
@@ -507,11 +504,7 @@ def test_a_network_that_was_not_trained_here_keeps_its_identity(splits: Splits, 
 def test_networks_that_do_not_make_up_the_width_are_refused_before_faces_are_read(
     splits: Splits, tmp_path: Path
 ) -> None:
-    halves = [
-        fit(tiny(seed=seed, epochs=1), splits, Run.create(tmp_path / str(seed)), device="cpu", log=silent)
-        for seed in (5, 6)
-    ]
-    both = ",".join(str(run.path) for run in halves)
+    halves, both = two_trained(splits, tmp_path)
     with pytest.raises(TrainingError, match=r"0\.125 \+ 0\.125 wide, width 0\.5 here.*widths that add up"):
         training.check(tiny(width=0.5, start=both))
     with pytest.raises(TrainingError, match=r"another network \(activation 'silu' there, 'relu' here\)"):
