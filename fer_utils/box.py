@@ -51,7 +51,8 @@ class Boxed:
         temperature: fitted on validation faces.
         scores: by set of faces (``test``, ``test_clean``, ...) what ``evaluation.measure`` found, ``correct`` added.
         data: source, fingerprint and counts of the faces.
-        training: recipe in full, seed, epochs, command, commit, versions and machine.
+        training: recipe in full, seed, epochs, command, commit, versions and machine; under ``parts`` the same of each
+            network that it was put together from.
     """
 
     file: str
@@ -142,6 +143,7 @@ def put(
     folder = folder or WEIGHTS
     file = folder / f"{name}.safetensors"
     engine = of_run(run)
+    description = engine.description
     known = run.read_json("env.json")
     if known["data"]["fingerprint"] != splits.fingerprint():
         raise ExportError(
@@ -150,12 +152,18 @@ def put(
         )
     if not (splits.val.labelled and splits.test.labelled):
         raise ExportError(f"{splits.location}: a card needs labelled validation and test faces")
+    # What was put together and not trained further was trained elsewhere.
+    parts = []
+    for part in description.recipe.starts if description.recipe.epochs == 0 else ():
+        there = of_run(runs.Run.open(part)).description
+        told = _origin(runs.Run.open(part), there.recipe, there.epoch)
+        told["command"] += f" -p out {shlex.quote(part)}"
+        parts.append({"run": part, "recipe": there.recipe.model_dump(mode="json"), **told})
     log("scoring validation and test faces")
     halved = engine.model.half().float()
-    plain = replace(engine.description, temperature=1.0)
-    scored = score(TorchEngine(halved, plain), splits)
+    scored = score(TorchEngine(halved, replace(description, temperature=1.0)), splits)
     temperature = float(scored["temperature"]["none"])
-    description = replace(engine.description, temperature=temperature)
+    description = replace(description, temperature=temperature)
     # The size is known before anything is replaced.
     weight = sum(t.numel() * (2 if t.is_floating_point() else t.element_size()) for t in halved.state_dict().values())
     if weight > MAX_BYTES:
@@ -173,13 +181,8 @@ def put(
         {key: known["data"][key] for key in ("source", "synthetic", "rule", "fingerprint", "faces")},
         {
             "recipe": description.recipe.model_dump(mode="json"),
-            "epoch": description.epoch,
-            "command": _command(description.recipe),
-            "git": known["git"],
-            "versions": known["versions"],
-            "machine": known.get("gpu") or known["machine"],
-            "device": known["device"],
-            "precision": known["precision"],
+            **_origin(run, description.recipe, description.epoch),
+            "parts": parts,
             "exported_by": runs.git_state(),
         },
     )
@@ -274,13 +277,41 @@ def score(engine: Engine, splits: Splits) -> dict[str, Any]:
     return measured
 
 
+def _origin(run: Run, recipe: Recipe, epoch: int) -> dict[str, Any]:
+    """Where a run's network is from: the epoch, the command, the code and the machine of its training."""
+    known = run.read_json("env.json")
+    return {
+        "epoch": epoch,
+        "command": _command(recipe),
+        "git": known["git"],
+        "versions": known["versions"],
+        "machine": known.get("gpu") or known["machine"],
+        "device": known["device"],
+        "precision": known["precision"],
+    }
+
+
 def _command(recipe: Recipe) -> str:
     """The command that trains this recipe; what differs from the one in the box of its name is given as parameters."""
-    command = f"papermill notebooks/03_train.ipynb out.ipynb -p data DATA -p recipe {recipe.name}"
     changed = recipes.changes(recipe)
-    if changed is None:
-        return f"{command}.yaml"
-    return " ".join([command, *(f"-p {name} {shlex.quote(value)}" for name, value in changed.items())])
+    name = f"{recipe.name}.yaml" if changed is None else recipe.name
+    given = {key: shlex.quote(value) for key, value in (changed or {}).items()}
+    if recipe.epochs == 0:
+        # 03 trains; what is only put together is so from the command line.
+        told = " ".join(f"{key}={value}" for key, value in given.items())
+        return f"python -m fer_utils.training --data DATA --recipe {name}{' --set ' if told else ''}{told}"
+    command = f"papermill notebooks/03_train.ipynb out.ipynb -p data DATA -p recipe {name}"
+    return " ".join([command, *(f"-p {key} {value}" for key, value in given.items())])
+
+
+def _trained(recipe: dict[str, Any], origin: dict[str, Any]) -> str:
+    git = origin["git"]
+    return (
+        f"Seed {recipe['seed']}, batches of {recipe['batch_size']}; weights of epoch {origin['epoch']} of the "
+        f"{recipe['epochs']} that the recipe has. Commit `{git['commit'] or 'unknown'}`"
+        f"{', with uncommitted changes' if git['dirty'] else ''}; torch {origin['versions']['torch']}, "
+        f"{origin['device']} ({origin['machine']}), {origin['precision']}."
+    )
 
 
 def card(name: str, model: Boxed) -> str:
@@ -298,6 +329,7 @@ def card(name: str, model: Boxed) -> str:
         # An emotion without faces has no recall.
         return "–" if score["value"] is None else f"{score['value']:.1%}"
 
+    members = f"{recipe['members']} side by side, each " if recipe.get("members", 1) > 1 else ""
     lines = [
         f"# {name}: facial emotion recognition, trained on FER2013"
         if not synthetic
@@ -316,7 +348,7 @@ def card(name: str, model: Boxed) -> str:
         "|---|---|",
         f"| file | `{model.file}`, {model.bytes:,} bytes, float16 weights, computed in float32 |",
         f"| SHA-256 | `{model.sha256}` |",
-        f"| network | {recipe['backbone']}, stem {recipe['stem']}, width {recipe['width']:g}, "
+        f"| network | {members}{recipe['backbone']}, stem {recipe['stem']}, width {recipe['width']:g}, "
         f"{model.parameters:,} parameters |",
         f"| input | grey {SIZE}×{SIZE} face with an equalised histogram, as FER2013's have, resized to "
         f"{recipe['image_size']} px |",
@@ -343,8 +375,13 @@ def card(name: str, model: Boxed) -> str:
         rates = test["per_class"][emotion]
         lines.append(f"| {emotion} | {rates['support']:,} | {rate(rates['recall'])} | {rate(rates['precision'])} |")
     faces = ", ".join(f"{count:,} {part}" for part, count in model.data["faces"].items())
-    git, versions = model.training["git"], model.training["versions"]
-    commit = git["commit"] or "unknown"
+    parts = model.training.get("parts", [])
+    trained = [_trained(recipe, model.training)]
+    if parts:
+        trained = [
+            "It was put together from trained networks and not trained further: its logits are the mean of theirs.",
+            *(f"`{part['run']}`: {_trained(part['recipe'], part)}" for part in parts),
+        ]
     lines += [
         "",
         "Clean faces have no exact copy among those that the network was trained on or chosen by. "
@@ -359,12 +396,10 @@ def card(name: str, model: Boxed) -> str:
         "",
         f"- Data: {model.data['source']}, {faces}; {model.data['rule'].rstrip('.')}. "
         f"Fingerprint `{model.data['fingerprint']}`.",
-        f"- Seed {recipe['seed']}, batches of {recipe['batch_size']}; weights of epoch {model.training['epoch']} of the"
-        f" {recipe['epochs']} that the recipe has.",
-        f"- Commit `{commit}`{', with uncommitted changes' if git['dirty'] else ''}; torch {versions['torch']}, "
-        f"{model.training['device']} ({model.training['machine']}), {model.training['precision']}.",
+        *(f"- {line}" for line in trained),
         "",
         "```",
+        *(part["command"] for part in parts),
         model.training["command"],
         "```",
         "",

@@ -55,7 +55,8 @@ def grad_cam(
         preprocessing: what turns faces into its input.
         images: uint8 (N, 48, 48).
         targets: int64 (N,), the emotion asked about; None is the most probable one.
-        layer: whose output (B, C, H, W) is read; None is the last convolutional stage.
+        layer: whose output (B, C, H, W) is read; None is the last convolutional stage, of several members the mean of
+            what their last stages say.
         batch_size: faces at once.
 
     Raises:
@@ -63,11 +64,11 @@ def grad_cam(
         ValueError: targets of another number or out of range.
     """
     wanted = _targets(targets, len(images))
-    stage = models.target_layer(model) if layer is None else layer
+    stages = [models.target_layer(each) for each in models.networks(model)] if layer is None else [layer]
     device = next(model.parameters()).device
     modes = [(module, module.training) for module in model.modules()]
     maps = [np.empty((0, SIZE, SIZE), np.float32)]
-    cam = GradCAM(model=model.eval(), target_layers=[stage])
+    cam = GradCAM(model=model.eval(), target_layers=stages)
     try:
         for start in range(0, len(images), batch_size):
             faces = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(device)

@@ -11,7 +11,7 @@ import re
 import socket
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load raises; nothing is unpickled here
 from typing import TYPE_CHECKING, Any, Final
@@ -67,11 +67,29 @@ class CustomCNN(nn.Module):
         return logits
 
 
+class Members(nn.Module):
+    """Networks of one kind that learn side by side, each for itself, and answer as one: a deep ensemble.
+
+    The mean is that of their logits, which is the normalised geometric mean of their probabilities. Several networks
+    that differ in their random start alone are surer and more often right together than any of them (Lakshminarayanan
+    et al. 2017, arXiv:1612.01474).
+    """
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(networks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits of faces (B, channels, S, S): (B, 7), their mean; in training (B, M, 7), each member's own."""
+        logits = torch.stack([member(x) for member in self.members], dim=1)
+        return logits if self.training else logits.mean(dim=1)
+
+
 def build(recipe: Recipe, *, pretrained: bool = True) -> nn.Module:
-    """Return the recipe's network, in training mode, its frozen parameters marked.
+    """Return the recipe's network, in training mode, its frozen parameters marked; ``Members`` where it has several.
 
     Args:
-        recipe: backbone, stem, width, channels, head, dropout, weights and train_layers are read.
+        recipe: backbone, stem, width, channels, head, dropout, members, weights and train_layers are read.
         pretrained: False leaves ImageNet weights out, for whoever loads a checkpoint next.
 
     With ImageNet weights a 1-channel network gets the mean of the first kernels over their three colours. A backbone's
@@ -83,20 +101,15 @@ def build(recipe: Recipe, *, pretrained: bool = True) -> nn.Module:
         ModelError: no such backbone or layer, a size that the backbone cannot take, or a head that it cannot carry.
         MissingWeights: the ImageNet weights are neither in torch's cache nor to be downloaded.
     """
-    imagenet = pretrained and recipe.weights == "imagenet"
-    model = _backbone(recipe)
-    if imagenet:
-        _load_imagenet(model, recipe.backbone)
-    if recipe.backbone != "custom_cnn":
-        _replace_stem(model, recipe, mean=imagenet)
-        _replace_head(model, recipe)
+    made = [_network(recipe, pretrained) for _ in range(recipe.members)]
+    model = made[0] if recipe.members == 1 else Members(made)
     for size in dict.fromkeys((recipe.image_size, min(recipe.progressive or recipe.image_size, recipe.image_size))):
         _check_size(model, recipe, size)
     layers = layer_names(model)
     _check_layers("train_layers", recipe.train_layers, layers)
     _check_layers("layer_lr", tuple(recipe.layer_lr), layers)
     if recipe.train_layers:
-        for name, parameter in model.named_parameters():
+        for name, parameter in _parameters(model):
             parameter.requires_grad = _layer_of(name, recipe.train_layers) is not None
     return convolution.fast(model)
 
@@ -117,7 +130,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         for decayed in (True, False):
             decay, name = (recipe.weight_decay, layer) if decayed else (0.0, f"{layer}, no decay")
             groups[layer, decayed] = {"params": [], "lr": lr, "weight_decay": decay, "name": name}
-    for name, parameter in model.named_parameters():
+    for name, parameter in _parameters(model):
         if parameter.requires_grad:
             layer = _layer_of(name, tuple(recipe.layer_lr)) or ("rest" if recipe.layer_lr else "all")
             decayed = recipe.decay_all or (parameter.ndim >= 2 and name.endswith("weight"))
@@ -179,6 +192,8 @@ def multiply_adds(model: nn.Module, channels: int, size: int) -> int:
 def target_layer(model: nn.Module) -> nn.Module:
     """Return the last convolutional stage, whose output (B, C, H, W) Grad-CAM reads; a max-pool at its end is left out.
 
+    Of a model with several members each has its own (``networks``).
+
     Raises:
         ModelError: the network has no stage of that kind (vision transformers).
     """
@@ -200,14 +215,16 @@ def target_layer(model: nn.Module) -> nn.Module:
 
 
 def first_filters(model: nn.Module) -> Tensor:
-    """Return a copy of the first convolution's kernels (out, in, k, k) on the CPU, float32."""
-    return model.get_parameter(f"{_first_convolution(model)}.weight").detach().float().cpu().clone()
+    """Return a copy of the first convolution's kernels (out, in, k, k) on the CPU, float32; of several members, all."""
+    kernels = [network.get_parameter(f"{_first_convolution(network)}.weight") for network in networks(model)]
+    return torch.cat([each.detach().float().cpu() for each in kernels])
 
 
 def layer_names(model: nn.Module) -> list[str]:
     """Return the names that ``train_layers`` and ``layer_lr`` may hold: every module that has parameters, in order."""
     names: dict[str, None] = {}
-    for parameter, _ in model.named_parameters():
+    # Members have the same layers.
+    for parameter, _ in networks(model)[0].named_parameters():
         parts = parameter.split(".")
         names |= dict.fromkeys(".".join(parts[:depth]) for depth in range(1, len(parts)))
     return list(names)
@@ -222,53 +239,52 @@ def weights_file(backbone: str) -> Path:
     return Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(_weights(backbone).url).path).name)
 
 
-def side_by_side(parts: Sequence[Mapping[str, Tensor]], network: nn.Module) -> dict[str, Tensor]:
-    """Return weights with which a ResNet answers as several narrower ones do together, each in its share of channels.
+def networks(model: nn.Module) -> list[nn.Module]:
+    """Return a model's members, or the model itself where it has none."""
+    return list(model.members) if isinstance(model, Members) else [model]
 
-    Kernels between the channels of two parts are zero, so that nothing passes from one to the other, and the
-    classifier takes the mean: the logits are the mean of the parts' logits. Training fills the zeros. Growing a
-    network out of what a smaller one computes is due to Chen et al. 2016, Net2Net (arXiv:1511.05641).
+
+def fitted(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Return a network's weights under the names that another of its kind has for them.
+
+    Dropout has no weights, but where a head has it its layers are numbered: ``fc.1.weight`` in place of ``fc.weight``.
 
     Args:
-        parts: ``state_dict()`` of each, of networks that differ from ``network``, and from each other, in width and
-            dropout alone; of one, its weights as they are.
-        network: the wide one; its names and shapes are read.
+        weights: ``state_dict()`` of a network.
+        network: one that differs from it in dropout alone; its names and shapes are read.
 
     Raises:
-        ModelError: the parts' channels do not add up to the network's, or their layers are others.
+        ModelError: it differs in more than that; the first tensor that does not fit is named.
     """
-    classifier = _classifier_name(network)
     shapes = network.state_dict()
-    parts = [_renumbered(part, shapes, classifier.split(".")[0]) for part in parts]
-    merged: dict[str, Tensor] = {}
-    for name, wide in shapes.items():
-        pieces = [part[name] for part in parts if name in part]
-        if len(pieces) < len(parts):
+    head = _classifier_name(network).split(".")[0] + "."
+    theirs, ours = ([name for name in held if name.startswith(head)] for held in (weights, shapes))
+    renamed = dict(zip(theirs, ours, strict=True)) if len(theirs) == len(ours) else {}
+    found = {renamed.get(name, name): value for name, value in weights.items()}
+    for name, wanted in shapes.items():
+        if name not in found:
             raise ModelError(f"{name} is in this network alone: another head, or another backbone")
-        if len(pieces) == 1 or wide.ndim == 0:
-            # How many batches a batch norm has seen, ndim 0, only a norm without momentum reads.
-            joined = pieces[0]
-        elif name.startswith(classifier + "."):
-            joined = torch.cat(pieces, dim=1) / len(pieces) if wide.ndim == 2 else torch.stack(pieces).mean(dim=0)
-        elif wide.ndim == 1 or name == f"{_first_convolution(network)}.weight":
-            joined = torch.cat(pieces)
-        else:
-            joined = torch.cat([nn.functional.pad(piece, _beside(pieces, i)) for i, piece in enumerate(pieces)])
-        if joined.shape != wide.shape:
+        if found[name].shape != wanted.shape:
             raise ModelError(
-                f"{name} would be {tuple(joined.shape)} and is {tuple(wide.shape)}: "
-                + (
-                    "networks that are put side by side have widths that add up to this one's, and no hidden layers in "
-                    "their head"
-                    if len(parts) > 1
-                    else "another head, or a backbone that is built for one size of input"
-                )
+                f"{name} is {tuple(found[name].shape)} there and {tuple(wanted.shape)} here: another head, or a "
+                "backbone that is built for one size of input"
             )
-        merged[name] = joined.to(wide.device)
-    return merged
+    return found
 
 
 # -- the network -----------------------------------------------------------------------------------------------------
+
+
+def _network(recipe: Recipe, pretrained: bool) -> nn.Module:
+    """One member, or the network itself where there is no other."""
+    imagenet = pretrained and recipe.weights == "imagenet"
+    model = _backbone(recipe)
+    if imagenet:
+        _load_imagenet(model, recipe.backbone)
+    if recipe.backbone != "custom_cnn":
+        _replace_stem(model, recipe, mean=imagenet)
+        _replace_head(model, recipe)
+    return model
 
 
 def _backbone(recipe: Recipe) -> nn.Module:
@@ -372,22 +388,6 @@ def _average_shortcuts(model: nn.Module) -> None:
             block.downsample = nn.Sequential(OrderedDict([("pool", pool), ("0", one_by_one), ("1", norm)]))
 
 
-def _renumbered(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
-    """Return the weights under the names that ``wanted`` has for the head's, in order.
-
-    Dropout has no weights, but where a head has it its layers are numbered, ``fc.1.weight`` in place of ``fc.weight``.
-    """
-    theirs, ours = ([name for name in names if name.startswith(f"{head}.")] for names in (weights, wanted))
-    names = dict(zip(theirs, ours, strict=True)) if len(theirs) == len(ours) else {}
-    return {names.get(name, name): value for name, value in weights.items()}
-
-
-def _beside(pieces: list[Tensor], place: int) -> tuple[int, ...]:
-    """Return the padding of kernels (out, in, ...) by zeros where the others of ``pieces`` have their inputs."""
-    inputs = [piece.shape[1] for piece in pieces]
-    return (*(0,) * 2 * (pieces[place].ndim - 2), sum(inputs[:place]), sum(inputs[place + 1 :]))
-
-
 def _first_convolution(model: nn.Module) -> str:
     name: str = next(name for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
     return name
@@ -427,9 +427,10 @@ def _pass_shapes(model: nn.Module, channels: int, size: int) -> None:
     modes = {module: module.training for module in model.modules()}
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    dtype = next(model.parameters()).dtype
     try:
         with torch.no_grad():
-            functional_call(model.eval(), shapes, torch.empty(1, channels, size, size, device="meta"))
+            functional_call(model.eval(), shapes, torch.empty(1, channels, size, size, dtype=dtype, device="meta"))
     finally:
         for module, training in modes.items():
             module.training = training
@@ -440,6 +441,12 @@ def _check_layers(field: str, wanted: tuple[str, ...], layers: list[str]) -> Non
         if name not in layers:
             short = [layer for layer in layers if layer.count(".") <= 1]
             raise ModelError(f"{field}: the network has no layer {name!r} with parameters; it has {', '.join(short)}")
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield names and parameters of all members, each name as it is in its member."""
+    for network in networks(model):
+        yield from network.named_parameters()
 
 
 def _layer_of(parameter: str, layers: tuple[str, ...]) -> str | None:

@@ -158,8 +158,8 @@ class Recipe(_Strict):
     weights: Literal["none", "imagenet"] = "none"
     """Start from scratch, or from torchvision's ImageNet weights."""
     start: str | None = None
-    """Directory of a run of this network on these faces, whose best weights are trained further; or several,
-    ``RUN,RUN``, of networks like this one but narrower, whose widths add up to ``width``: they are put side by side."""
+    """Directory of a run of this network on these faces, whose best weights are trained further; or of several,
+    ``RUN,RUN``, whose networks become the ``members``. With ``epochs: 0`` they are kept as they are."""
     stem: Literal["imagenet", "3x3s2", "3x3s1"] = "imagenet"
     """First convolution of a ResNet: 7×7 with stride 2, or 3×3 with stride 2 or 1."""
     max_pool: bool = True
@@ -171,6 +171,9 @@ class Recipe(_Strict):
     shortcut: Literal["strided", "average"] = "strided"
     """How a ResNet's shortcuts halve a map: one pixel of each four, or their mean (ResNet-D, He et al. 2019,
     arXiv:1812.01187)."""
+    members: int = Field(1, ge=1, le=64)
+    """Networks that learn side by side from the same batches, each for itself, and answer as one, by the mean of their
+    logits (Lakshminarayanan et al. 2017, arXiv:1612.01474)."""
     channels: Literal[1, 3] = 1
     """Grey once, or repeated three times."""
     head: tuple[int, ...] = ()
@@ -247,6 +250,7 @@ class Recipe(_Strict):
 
     # The run
     epochs: int = Field(ge=0, le=100_000)
+    """Passes over the training faces; 0 keeps the network as it starts."""
     batch_size: int = Field(128, ge=1)
     seed: int = Field(0, ge=0)
     early_stopping: int | None = Field(None, ge=1)
@@ -302,7 +306,12 @@ class Recipe(_Strict):
         if self.start is not None and not self.starts:
             problems.append("start names no run; none is from scratch")
         if len(set(self.starts)) < len(self.starts):
-            problems.append(f"start {self.start} names a run twice: halves that are the same learn the same")
+            problems.append(f"start {self.start} names a run twice: members that are the same know no more than one")
+        if self.members > 1 and (self.clip_norm or self.sam):
+            off = "clip_norm to none" if self.clip_norm else "sam to 0"
+            problems.append(
+                f"members {self.members} learn each for itself, but the norm is taken of all weights: set {off}"
+            )
         if self.teacher is not None and not self.teachers:
             problems.append("teacher names no run; none is no teacher")
         if self.teacher is not None and (self.mixup or self.cutmix):

@@ -150,6 +150,10 @@ class _About:
     def training(self) -> str:
         """What was trained for how long, in a sentence or two."""
         epoch = self.found.metrics["checkpoint"]["epoch"]
+        if self.recipe.epochs == 0:
+            begun = {"imagenet": "ImageNet weights", "none": "random weights"}[self.recipe.weights]
+            begun = self.recipe.start or begun
+            return f"Nothing was trained: the network is as it started, from {', '.join(begun.split(','))}."
         # A model that was unpacked from the box knows what it was to be, and not how its training went.
         known = len(self.history) > 0
         epochs = len(self.history) if known else self.recipe.epochs
@@ -224,7 +228,7 @@ class _About:
         if missing:
             told.append(f"Test-time augmentation: {' and '.join(missing)}.")
         if "test" not in self.found.metrics["scores"]:
-            why = "they have no labels" if self.found.metrics["faces"]["test"] else "there are none"
+            why = "not all of them have labels" if self.found.metrics["faces"]["test"] else "there are none"
             told.append(f"Test faces: {why}, so scores are of validation faces.")
         return told
 

@@ -31,13 +31,15 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from fer_utils import recipe as recipes
-from fer_utils import report, runs, sources
+from fer_utils import report, runs, sources, training
 from fer_utils.devices import DeviceError, choose_device
 from fer_utils.evaluation import SET_TITLES, load_evaluation
 from fer_utils.files import ROOT, write_text
+from fer_utils.models import ModelError
 from fer_utils.recipe import Recipe, RecipeError
 from fer_utils.runs import Run, RunError
 from fer_utils.sources import SourceError
+from fer_utils.training import TrainingError
 
 NOTEBOOKS: Final = ROOT / "notebooks"
 SUITE: Final = ("01_explore", "02_augment", "03_train", "04_evaluate", "05_predict")
@@ -90,15 +92,18 @@ def run_notebooks(
         RecipeError: a parameter is unknown or has a wrong value; nothing has been run or written.
         SourceError: there are no faces at ``data``; nothing has been run or written.
         DeviceError: ``device`` is not there; nothing has been run or written.
-        RunError: ``out`` holds something else.
+        ModelError, TrainingError: 03 could not train this; nothing has been run or written.
+        RunError: ``out`` holds something else, or another training.
         SuiteError: a notebook failed. The message names it and where its executed part lies.
     """
     tell = _Teller(log)
     declared = {name: _declared(folder / f"{name}.ipynb") for name in names}
     given = {"data": data, "recipe": recipe, "epochs": epochs, **(parameters or {})}
-    _check(given, declared, reserved=("run", "out"))
+    wanted = _check(given, declared, reserved=("run", "out"))
     for name in names:
         _check_as_it_does(folder / f"{name}.ipynb", {key: given[key] for key in declared[name] if key in given})
+    # As 03 does it, before 01 and 02 write into a run that holds another training.
+    training.check(wanted, device=str(given.get("device", "auto")), run=out)
 
     if out is None:
         label = re.sub(r"[^\w.-]+", "-", f"{Path(data).stem or data}-{Path(recipe).stem}")
@@ -190,8 +195,8 @@ def _declared(notebook: Path) -> list[str]:
     return list(papermill.inspect_notebook(str(notebook)))
 
 
-def _check(given: Mapping[str, Any], declared: Mapping[str, Sequence[str]], reserved: Sequence[str]) -> None:
-    """Tell mistakes before the first notebook starts rather than when 03 reads its parameters."""
+def _check(given: Mapping[str, Any], declared: Mapping[str, Sequence[str]], reserved: Sequence[str]) -> Recipe:
+    """Tell mistakes before the first notebook starts rather than when 03 reads its parameters; return the recipe."""
     known = sorted({name for names in declared.values() for name in names} - set(reserved))
     for name in given:
         if name in reserved:
@@ -206,6 +211,7 @@ def _check(given: Mapping[str, Any], declared: Mapping[str, Sequence[str]], rese
         raise RecipeError(f"epochs is {wanted.epochs}; expected at least 1, since 03 trains")
     choose_device(given.get("device"))
     sources.check(given["data"])
+    return wanted
 
 
 def _check_as_it_does(notebook: Path, given: Mapping[str, Any]) -> None:
@@ -309,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         page = report.write(run)
         print("", *headline(run), f"report: {page}", sep="\n")
-    except (RecipeError, RunError, SourceError, DeviceError) as error:
+    except (RecipeError, RunError, SourceError, DeviceError, ModelError, TrainingError) as error:
         print(error, file=sys.stderr)
         return 2
     except SuiteError as error:

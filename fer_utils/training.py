@@ -406,8 +406,12 @@ def _batch_of(
 def loss_sum(logits: Tensor, batch: Batch, weights: Tensor, smoothing: float, taught: Tensor | None = None) -> Tensor:
     """Return the cross-entropy summed over the rank's faces, class weights and mixing included.
 
-    ``taught`` are targets (B, 7) in place of the labels, smoothed already; a face still weighs what its label does.
+    Of several members' logits (B, M, 7) it is the sum over the members, so that the gradient of one is what it would be
+    without the others. ``taught`` are targets (B, 7) in place of the labels, smoothed already; a face still weighs what
+    its label does.
     """
+    if logits.ndim == 3:
+        return torch.stack([loss_sum(each, batch, weights, smoothing, taught) for each in logits.unbind(1)]).sum()
     if taught is not None:
         per_face = functional.cross_entropy(logits, taught.to(logits.dtype), reduction="none")
         return (weights.to(logits.dtype)[batch.targets] * per_face).sum()
@@ -514,11 +518,12 @@ def train_step(
             state.averaged, state.model, average_weight(recipe.ema, state.updates) if weight is None else weight
         )
     with torch.no_grad():
-        correct = (logits.argmax(1) == batch.targets).sum()
+        together = logits.mean(1) if logits.ndim == 3 else logits
+        correct = (together.argmax(1) == batch.targets).sum()
         # The global weight is known to every rank; a world-th of it each, so that sums over ranks come out right.
         state.sums += torch.stack(
             [
-                total.detach().to(state.sums.dtype),
+                total.detach().to(state.sums.dtype) / recipe.members,
                 (batch.total_weight / ranks.world).to(state.sums.dtype),
                 correct.to(state.sums.dtype),
             ]
@@ -742,7 +747,8 @@ def check(
     Raises:
         DeviceError: the device is not there, or cannot compute in the recipe's precision.
         ModelError: the recipe names layers that its network has not.
-        RunError: a teacher or a start is not there or not trained, or there is nothing to resume.
+        RunError: a teacher or a start is not there or not trained, there is nothing to resume, or ``run`` holds a
+            training that is not to be resumed, or of another recipe.
         TrainingError: there are no processes, or ``recipe.start`` is another network.
     """
     _check_processes(processes)
@@ -759,6 +765,16 @@ def check(
         if run is None:
             raise RunError("resume true continues a training, and there is none: name its run")
         Run.choose(run, holding="last.ckpt")
+    if run is not None and Path(run, "last.ckpt").is_file():
+        _check_kept(Run.open(run), recipe, resume)
+
+
+def _check_kept(run: Run, recipe: Recipe, resume: bool | Literal["auto"]) -> None:
+    if resume is False:
+        raise RunError(f"{run.path} holds a training already: resume it, or train into a new run")
+    told = _differing(run.recipe, recipe, Recipe.model_fields)
+    if told:
+        raise RunError(f"{run.path} was trained with another recipe ({told}): train into a new run, or give the same")
 
 
 def check_faces(recipe: Recipe, splits: Splits) -> None:
@@ -791,23 +807,28 @@ def check_faces(recipe: Recipe, splits: Splits) -> None:
 
 def _check_start(recipe: Recipe) -> None:
     there = {name: Run.open(name).recipe for name in recipe.starts}
-    fields = [field for field in _NETWORK if field != "width" or len(there) == 1]
     for name, its in there.items():
-        told = _differing(its, recipe, fields)
+        told = _differing(its, recipe, _NETWORK)
         if told:
             raise TrainingError(
                 f"start {name} is another network ({told}): give this recipe what it has, or start elsewhere"
             )
     if not there:
         return
+    members = sum(its.members for its in there.values())
+    if members != recipe.members:
+        raise TrainingError(
+            f"start {recipe.start} brings {members} {'network' if members == 1 else 'networks'}, and this recipe has "
+            f"members {recipe.members}: set members to {members}, or name runs that bring {recipe.members}"
+        )
     with torch.device("meta"):  # shapes are enough
-        network = models.build(recipe, pretrained=False)
-        parts = [models.build(there[name], pretrained=False).state_dict() for name in recipe.starts]
-    try:
-        models.side_by_side(parts, network)
-    except models.ModelError as error:
-        widths = " + ".join(f"{there[name].width:g}" for name in recipe.starts)
-        raise TrainingError(f"start {recipe.start} ({widths} wide, width {recipe.width:g} here): {error}") from None
+        network = models.build(recipe.model_copy(update={"members": 1}), pretrained=False)
+        for name, its in there.items():
+            part = models.build(its.model_copy(update={"members": 1}), pretrained=False)
+            try:
+                models.fitted(part.state_dict(), network)
+            except models.ModelError as error:
+                raise TrainingError(f"start {name} does not fit: {error}") from None
 
 
 def _differing(there: Recipe, here: Recipe, fields: Iterable[str]) -> str:
@@ -941,6 +962,8 @@ def _fit(
                 if on_epoch is not None:
                     on_epoch(row)
                 log(describe_epoch(row, recipe.epochs))
+    if recipe.epochs == 0:
+        _keep_start(steps, splits.val, run, log)
     if ranks.rank == 0 and _stopped_early(state):
         log(
             f"stopped early: no better validation accuracy for {recipe.early_stopping} epochs "
@@ -1033,21 +1056,22 @@ def load_teacher(recipe: Recipe, preprocessing: Preprocessing, device: torch.dev
 def load_start(state: State) -> None:
     """Give the network, and its average, the weights of the best network of the run that ``recipe.start`` names.
 
-    Of several runs the networks are put side by side, each in its share of the channels (``models.side_by_side``).
+    Of several runs the networks become the members, in the order of the runs.
 
     Raises:
         RunError: there is no such run.
         CheckpointError: it has no network that can be read.
-        TrainingError: it is another network than the recipe's, or several do not make up its width.
+        TrainingError: it is another network than the recipe's, or several do not make up its members.
     """
     if not state.recipe.starts:
         return
     _check_start(state.recipe)
-    parts = [checkpoint.load_model(Run.open(name), "best").model.state_dict() for name in state.recipe.starts]
-    weights = models.side_by_side(parts, state.model)
-    for network in (state.model, state.averaged):
-        if network is not None:
-            network.load_state_dict(weights)
+    found = [checkpoint.load_model(Run.open(name), "best").model for name in state.recipe.starts]
+    parts = [part.state_dict() for model in found for part in models.networks(model)]
+    for whole in (state.model, state.averaged):
+        if whole is not None:
+            for network, part in zip(models.networks(whole), parts, strict=True):
+                network.load_state_dict(models.fitted(part, network))
 
 
 def _open_run(
@@ -1062,13 +1086,7 @@ def _open_run(
     """Restore a run's training, or begin one; True where it was restored."""
     recipe = state.recipe
     if run.has("last.ckpt"):
-        if resume is False:
-            raise RunError(f"{run.path} holds a training already: resume it, or train into a new run")
-        told = _differing(run.recipe, recipe, Recipe.model_fields)
-        if told:
-            raise RunError(
-                f"{run.path} was trained with another recipe ({told}): train into a new run, or give the same"
-            )
+        _check_kept(run, recipe, resume)
         known = run.read_json("env.json")["data"]["fingerprint"]
         if known != splits.fingerprint():
             raise RunError(
@@ -1247,6 +1265,18 @@ def _after_epoch(
     saver.save(*best, (run.file("last.ckpt"), {**state.dump(), "evaluated": evaluated}))
 
 
+def _keep_start(steps: Steps, val: Faces, run: Run, log: Callable[[str], None]) -> None:
+    """Of a training of no epochs: score the network as it starts on validation faces, and save it."""
+    state, ranks = steps.state, steps.ranks
+    row = _validate(state, val, steps.preprocessing, run, steps.images.device, steps.precision, ranks)
+    if ranks.rank != 0:
+        return
+    checkpoint.save(
+        run.file("best.ckpt"), checkpoint.model_state(state.evaluated, steps.preprocessing, state.recipe, 0)
+    )
+    log(f"nothing is trained  {_describe_validation(row)}")
+
+
 def _watch_plateau(state: State, val_loss: float) -> None:
     """Lower the rate after ``plateau_patience`` epochs without a better loss.
 
@@ -1266,17 +1296,18 @@ def _watch_plateau(state: State, val_loss: float) -> None:
 
 def describe_epoch(row: Row, epochs: int) -> str:
     """Return an epoch as one line for a log."""
-    val = (
-        f"val loss {row['val_loss']:.3f} accuracy {row['val_accuracy']:.1%} macro-F1 {row['val_macro_f1']:.3f}"
-        if row["val_loss"] is not None
-        else "no validation part"
-    )
     left = row["total_seconds"] / row["epoch"] * (epochs - row["epoch"])
     return (
         f"epoch {row['epoch']}/{epochs}  train loss {row['train_loss']:.3f} accuracy {row['train_accuracy']:.1%}  "
-        f"{val}  lr {row['lr']:.2e}  {row['images_per_second']:.0f} images/s  "
+        f"{_describe_validation(row)}  lr {row['lr']:.2e}  {row['images_per_second']:.0f} images/s  "
         f"{_clock(row['total_seconds'])} gone, {_clock(left)} left"
     )
+
+
+def _describe_validation(row: Row) -> str:
+    if row.get("val_loss") is None:
+        return "no validation part"
+    return f"val loss {row['val_loss']:.3f} accuracy {row['val_accuracy']:.1%} macro-F1 {row['val_macro_f1']:.3f}"
 
 
 def _clock(seconds: float) -> str:

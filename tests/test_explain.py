@@ -199,3 +199,16 @@ def test_figures(trained: tuple[nn.Module, Preprocessing]) -> None:
     assert sorted(text[0] for text in texts) == sorted("✓" if target == HAPPY else "✗" for target in targets)
     both = figures.sanity(images, maps, maps, [1.0, 0.5, float("nan")])
     assert [axes.get_xlabel() for axes in both.axes[3:]] == ["alike 1.00", "alike 0.50", "no map"]
+
+
+def test_members_point_where_they_do_together(trained: tuple[nn.Module, Preprocessing]) -> None:
+    model, preprocessing = trained
+    other = explain.randomized(model, seed=2)
+    images, targets = drawn(6, seed=6)
+    both = models.Members([model, other]).eval()
+    apart = [explain.grad_cam(each, preprocessing, images, targets) for each in (model, other)]
+    assert np.abs(apart[0] - apart[1]).max() > 0.5
+    sums = apart[0] + apart[1]
+    low = sums.min(axis=(1, 2), keepdims=True)
+    expected = (sums - low) / (sums.max(axis=(1, 2), keepdims=True) - low)
+    np.testing.assert_allclose(explain.grad_cam(both, preprocessing, images, targets), expected, atol=0.03)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -81,6 +82,30 @@ def test_files_compute_what_the_network_does(name: str, folder: Path, run: Run, 
     assert classifier.engine.description.temperature == 1.7
     assert classifier.engine.description.epoch == 3
     assert classifier.engine.description.recipe == run.recipe
+
+
+def test_members_are_one_network_in_every_format(run: Run, synthetic_splits: Splits, tmp_path: Path) -> None:
+    part = checkpoint.load_model(run)
+    recipe = part.recipe.model_copy(update={"members": 2})
+    made = Run.create(tmp_path / "members")
+    torch.manual_seed(1)
+    other = models.build(part.recipe).eval()
+    for name in ("recipe.yaml", "env.json", "metrics.json"):
+        made.file(name).write_bytes(run.file(name).read_bytes())
+    made.write_recipe(recipe)
+    both = models.Members([part.model, other])
+    checkpoint.save(made.file("best.ckpt"), checkpoint.model_state(both, part.preprocessing, recipe, 3))
+    faces = synthetic_splits.test.images[:20]
+    with torch.no_grad():
+        shown = part.preprocessing(torch.from_numpy(faces.copy()))
+        wanted = torch.softmax((part.model(shown) + other(shown)).double() / 2 / 1.7, 1).numpy()
+    assert np.abs(wanted - expected(run, faces)).max() > 0.01
+    export.export(made, synthetic_splits)
+    for name in ("model.safetensors", "model.onnx"):
+        found = Classifier.from_file(made.file("export") / name).probabilities(faces)
+        assert np.abs(found - wanted).max() < 1e-5
+    program = torch.export.load(made.file("export") / "model.pt2").module()
+    assert np.abs(program(torch.from_numpy(faces.copy())).numpy() - wanted).max() < 1e-5
 
 
 def test_onnx_alone_takes_bytes_and_gives_probabilities(folder: Path, run: Run, synthetic_splits: Splits) -> None:
@@ -365,6 +390,46 @@ def test_other_faces_than_the_training_s_are_refused(run: Run, synthetic_splits:
     with pytest.raises(ExportError, match="was trained on other faces"):
         box.put(run, fewer, "fast", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_card_of_what_was_put_together_tells_how_its_parts_were_trained(
+    run: Run, synthetic_splits: Splits, tmp_path: Path
+) -> None:
+    part = checkpoint.load_model(run)
+    second = Run.create(tmp_path / "second")
+    torch.manual_seed(1)
+    recipe = part.recipe.model_copy(update={"seed": 7})
+    for name in ("env.json", "metrics.json"):
+        second.file(name).write_bytes(run.file(name).read_bytes())
+    second.write_recipe(recipe)
+    checkpoint.save(
+        second.file("best.ckpt"), checkpoint.model_state(models.build(recipe), part.preprocessing, recipe, 5)
+    )
+    start = f"{run.path},{second.path}"
+    together = part.recipe.model_copy(update={"members": 2, "epochs": 0, "start": start})
+    made = training.fit(together, synthetic_splits, Run.create(tmp_path / "both"), device="cpu", log=lambda _: None)
+    model = box.put(made, synthetic_splits, "both", tmp_path / "box")
+    assert model.parameters == 2 * models.count_parameters(part.model)
+    card = (tmp_path / "box" / "both.md").read_text(encoding="utf-8")
+    own = "papermill notebooks/03_train.ipynb out.ipynb -p data DATA -p recipe fast"
+    for text in (
+        "| network | 2 side by side, each resnet18",
+        "put together from trained networks and not trained further",
+        f"`{run.path}`: Seed 0, batches of",
+        f"`{second.path}`: Seed 7, batches of",
+        "weights of epoch 3 of the",
+        "weights of epoch 5 of the",
+        f" -p out {run.path}",
+        f"python -m fer_utils.training --data DATA --recipe fast --set start={start} ",
+    ):
+        assert text in card, text
+    assert re.search(f"^{own} .*-p seed 7 .*-p out {second.path}$", card, re.M)
+    assert card.count(own) == 2
+    # A run again, it is judged and answers as the two do.
+    unpacked = box.unpack("both", tmp_path / "run", tmp_path / "box")
+    evaluation.evaluate(unpacked, synthetic_splits, device="cpu", precision="float32", draws=20)
+    page = report.write(unpacked).read_text(encoding="utf-8")
+    assert f"Nothing was trained: the network is as it started, from {run.path}, {second.path}." in page
 
 
 def test_a_model_of_the_box_becomes_a_run_that_is_judged_and_teaches(

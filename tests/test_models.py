@@ -127,53 +127,52 @@ def test_transformers_are_built_for_their_size() -> None:
         models.target_layer(shapes_only(backbone="vit_b_16", image_size=48))
 
 
-# -- networks side by side --------------------------------------------------------------------------------------------
+# -- members ----------------------------------------------------------------------------------------------------------
 
 
-def lively(**fields: Any) -> nn.Module:
-    """Build a network whose batch norms have statistics and scales of their own, in float64."""
-    model = models.build(make(**fields)).double().eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias)
-            nn.init.normal_(module.running_mean)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
-    return model
-
-
-@pytest.mark.parametrize(
-    ("widths", "fields"),
-    [
-        ((0.125, 0.25), {"stem": "3x3s1", "shortcut": "average", "activation": "silu"}),
-        ((0.125, 0.125, 0.125), {"channels": 3, "dropout": 0.3}),
-        ((0.125, 0.125), {"backbone": "resnet50"}),
-    ],
-)
-def test_side_by_side_networks_answer_with_the_mean_of_their_logits(
-    widths: tuple[float, ...], fields: dict[str, Any]
-) -> None:
-    fields = {"image_size": 48, **fields}
+@pytest.mark.parametrize("fields", [{}, {"backbone": "resnet50"}, {"backbone": "custom_cnn", "width": 1.0}])
+def test_members_answer_with_the_mean_of_their_logits_and_learn_each_for_itself(fields: dict[str, Any]) -> None:
+    recipe = make(**{"image_size": 48, "width": 0.125, "members": 3, **fields})
     torch.manual_seed(0)
-    parts = [lively(width=width, **fields) for width in widths]
-    wide = models.build(make(width=sum(widths), **fields)).double().eval()
-    wide.load_state_dict(models.side_by_side([part.state_dict() for part in parts], wide))
-    faces = torch.randn(5, fields.get("channels", 1), 48, 48, dtype=torch.float64)
+    model = models.build(recipe).double()
+    every = models.networks(model)
+    faces = torch.randn(5, 1, 48, 48, dtype=torch.float64)
     with torch.no_grad():
-        answers = torch.stack([part(faces) for part in parts])
-        assert (answers[0] - answers[1]).abs().max() > 0.01
-        torch.testing.assert_close(wide(faces), answers.mean(dim=0), rtol=1e-9, atol=1e-9)
+        assert model(faces).shape == (5, 3, 7)
+        model.eval()
+        answers = torch.stack([network(faces) for network in every])
+        assert min((answers[i] - answers[j]).abs().max() for i, j in ((0, 1), (0, 2), (1, 2))) > 1e-3
+        torch.testing.assert_close(model(faces), answers.mean(dim=0), rtol=1e-9, atol=1e-9)
+    alone = models.build(recipe.model_copy(update={"members": 1}))
+    assert models.networks(alone) == [alone]
+    assert models.count_parameters(model) == 3 * models.count_parameters(alone)
+    assert models.multiply_adds(model, 1, 48) == 3 * models.multiply_adds(alone, 1, 48)
+    assert models.layer_names(model) == models.layer_names(alone)
+    assert len(models.first_filters(model)) == 3 * len(models.first_filters(alone))
 
 
-def test_side_by_side_networks_must_make_up_the_width() -> None:
+def test_layers_are_named_in_every_member_as_in_one() -> None:
+    recipe = make(width=0.125, members=2, train_layers=("layer4", "fc"), layer_lr={"layer4": 0.5}, lr=0.1)
+    model = models.build(recipe)
+    for network in models.networks(model):
+        trained = {name.split(".")[0] for name, parameter in network.named_parameters() if parameter.requires_grad}
+        assert trained == {"layer4", "fc"}
+    groups = {group["name"]: group for group in models.parameter_groups(model, recipe)}
+    assert groups["layer4"]["lr"] == 0.05
+    assert len(groups["layer4"]["params"]) == 2 * 5
+    with pytest.raises(ModelError, match="no layer 'members'"):
+        models.build(make(width=0.125, members=2, train_layers=("members",)))
+
+
+def test_weights_fit_whatever_the_dropout_and_nothing_else() -> None:
     with torch.device("meta"):
-        half = models.build(make(width=0.5)).state_dict()
-        with pytest.raises(ModelError, match=r"conv1.weight would be \(64, 1, 7, 7\) and is \(48, 1, 7, 7\)"):
-            models.side_by_side([half, half], models.build(make(width=0.75)))
-        hidden = make(width=0.5, head=(16,))
-        part = models.build(hidden).state_dict()
-        with pytest.raises(ModelError, match="no hidden layers in their head"):
-            models.side_by_side([part, part], models.build(hidden.model_copy(update={"width": 1.0})))
+        there, here = (models.build(make(width=0.5, dropout=dropout)) for dropout in (0.0, 0.3))
+        assert list(models.fitted(there.state_dict(), here)) == list(here.state_dict())
+        assert list(models.fitted(here.state_dict(), there)) == list(there.state_dict())
+        with pytest.raises(ModelError, match=r"conv1.weight is \(32, 1, 7, 7\) there and \(48, 1, 7, 7\) here"):
+            models.fitted(there.state_dict(), models.build(make(width=0.75)))
+        with pytest.raises(ModelError, match="another head"):
+            models.fitted(there.state_dict(), models.build(make(width=0.5, head=(16,))))
 
 
 # -- stems, widths, heads ---------------------------------------------------------------------------------------------

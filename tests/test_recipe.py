@@ -158,6 +158,8 @@ WRONG = {
     "teacher of mixed faces": ("epochs: 1\nmixup: 0.2\nteacher: a\n", 2, ["no mixup"]),
     "start and weights": ("epochs: 1\nweights: imagenet\nstart: a\n", 2, ["start a brings its own weights"]),
     "no start": ("epochs: 1\nstart: ' , '\n", 2, ["start names no run"]),
+    "norm of members": ("epochs: 1\nmembers: 2\nclip_norm: 1\n", 2, ["members 2 learn each", "set clip_norm to none"]),
+    "sam of members": ("epochs: 1\nmembers: 2\nsam: 0.1\n", 2, ["set sam to 0"]),
     "a start twice": ("epochs: 1\nstart: a,b,a\n", 2, ["start a,b,a names a run twice"]),
     "teacher of no name": ("epochs: 1\nteacher: ' , '\n", 2, ["names no run"]),
     "negative layer rate": ("epochs: 1\nlayer_lr: {fc: -1}\n", 2, ["layer_lr"]),

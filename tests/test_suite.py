@@ -11,9 +11,10 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from fer_utils import suite
-from fer_utils.recipe import RecipeError
-from fer_utils.runs import RunError
+from fer_utils import suite, training
+from fer_utils.faces import Splits
+from fer_utils.recipe import Recipe, RecipeError
+from fer_utils.runs import Run, RunError
 
 PARAMETERS = """# parameters: what the suite may set
 data: str = "auto"  # faces
@@ -201,6 +202,19 @@ def test_what_a_later_notebook_would_refuse_is_told_before_the_first_runs(
     with pytest.raises(RecipeError, match=re.escape(message)):
         suite.run_notebooks("synthetic:300", out=tmp_path / "run", parameters=parameters)
     assert not (tmp_path / "run").exists()
+
+
+def test_another_training_than_the_run_holds_is_told_before_the_first_runs(
+    tiny_recipe: Recipe, synthetic_splits: Splits, tmp_path: Path
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(tiny_recipe.dump())
+    run = Run.create(tmp_path / "run")
+    training.fit(tiny_recipe, synthetic_splits, run, device="cpu", log=lambda _: None)
+    before = sorted(run.path.iterdir())
+    epochs = tiny_recipe.epochs + 1
+    with pytest.raises(RunError, match=rf"another recipe \(epochs {tiny_recipe.epochs} there, {epochs} here\)"):
+        suite.run_notebooks("synthetic:600", epochs=epochs, recipe=str(tmp_path / "tiny.yaml"), out=run.path)
+    assert sorted(run.path.iterdir()) == before
 
 
 def test_a_directory_that_holds_something_else_is_left_alone(folder: Path, tmp_path: Path) -> None:

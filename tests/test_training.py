@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 import torch
 
-from fer_utils import checkpoint, models, sources, training
+from fer_utils import checkpoint, metrics, models, sources, training
 from fer_utils import recipe as recipes
 from fer_utils.devices import choose_precision
 from fer_utils.faces import Faces, Splits
+from fer_utils.prediction import predict
 from fer_utils.preprocessing import Preprocessing
 from fer_utils.recipe import Recipe
 from fer_utils.runs import Run, RunError
@@ -447,34 +448,68 @@ def test_a_training_starts_from_a_trained_network(splits: Splits, tmp_path: Path
         torch.testing.assert_close(here[name], value, rtol=1e-6, atol=1e-6)
 
 
-def test_a_training_starts_from_two_networks_side_by_side(splits: Splits, tmp_path: Path) -> None:
+def test_trained_networks_are_put_together_without_more_training(splits: Splits, tmp_path: Path) -> None:
     halves, both = two_trained(splits, tmp_path)
-    recipe = tiny(**STILL, width=0.25, epochs=1, start=both)
+    # Their dropout may differ from this recipe's: it has no weights.
+    recipe = tiny(members=2, epochs=0, dropout=0.0, start=both, precision="float32")
     training.check(recipe)
-    wide = fit(recipe, splits, Run.create(tmp_path / "wide"), device="cpu", log=silent)
+    told: list[str] = []
+    together = fit(recipe, splits, Run.create(tmp_path / "together"), device="cpu", log=told.append)
     faces = torch.rand(7, 1, 48, 48)
+    held = checkpoint.load_model(together)
     with torch.no_grad():
-        first, second, whole = (checkpoint.load_model(run).model(faces) for run in (*halves, wide))
+        first, second, whole = (checkpoint.load_model(run).model(faces) for run in (*halves, together))
     assert (first - second).abs().max() > 0.01
-    torch.testing.assert_close(whole, (first + second) / 2, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(whole, (first + second) / 2, rtol=1e-5, atol=1e-6)
+    assert held.epoch == 0
+    assert not together.has("history.csv")
+    answers = predict(
+        held.model, held.preprocessing, splits.val.images, device=torch.device("cpu"), precision="float32"
+    )
+    loss, right = metrics.nll(answers, splits.val.targets), (answers.argmax(1) == splits.val.targets).mean()
+    assert f"nothing is trained  val loss {loss:.3f} accuracy {right:.1%}" in told[-1]
+    # Their run can be a start itself, with a third.
+    more = tiny(members=3, epochs=0, start=f"{together.path},{halves[0].path}")
+    three = fit(more, splits, Run.create(tmp_path / "three"), device="cpu", log=silent)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            checkpoint.load_model(three).model(faces), (2 * first + second) / 3, rtol=1e-5, atol=1e-6
+        )
 
 
-def test_a_start_may_have_another_dropout(splits: Splits, tmp_path: Path) -> None:
-    first = fit(tiny(dropout=0.0, epochs=1), splits, Run.create(tmp_path / "first"), device="cpu", log=silent)
-    second = fit(tiny(dropout=0.2, seed=1, epochs=1), splits, Run.create(tmp_path / "2nd"), device="cpu", log=silent)
-    faces = torch.rand(7, 1, 48, 48)
-    answers = []
-    for name, fields in (
-        ("alone", {"start": str(first.path), "dropout": 0.3}),
-        ("both", {"start": f"{first.path},{second.path}", "dropout": 0.0, "width": 0.25}),
-    ):
-        recipe = tiny(**STILL, **fields, epochs=1)
-        training.check(recipe)
-        made = fit(recipe, splits, Run.create(tmp_path / name), device="cpu", log=silent)
-        with torch.no_grad():
-            answers.append([checkpoint.load_model(run).model(faces) for run in (made, first, second)])
-    torch.testing.assert_close(answers[0][0], answers[0][1], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(answers[1][0], (answers[1][1] + answers[1][2]) / 2, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"optimizer": "sgd", "lr": 0.05, "weight_decay": 0.01, "mixup": 0.4},
+        {"lr": 1e-3, "balance": "loss", "ema": 0.9, "clip_value": 0.01},
+    ],
+)
+def test_a_member_learns_what_it_would_alone(fields: dict[str, Any], splits: Splits, tmp_path: Path) -> None:
+    halves, both = two_trained(splits, tmp_path)
+    # Dropout draws anew for each member; all else is the same for one and for several.
+    common = {"epochs": 2, "dropout": 0.0, "precision": "float64", "seed": 3, "schedule": "constant", **fields}
+    together = fit(
+        tiny(**common, members=2, start=both), splits, Run.create(tmp_path / "together"), device="cpu", log=silent
+    )
+    alone = [
+        fit(tiny(**common, start=str(run.path)), splits, Run.create(tmp_path / f"alone-{i}"), device="cpu", log=silent)
+        for i, run in enumerate(halves)
+    ]
+    kept = weights_of(together)
+    for i, run in enumerate(alone):
+        for name, value in weights_of(run).items():
+            torch.testing.assert_close(kept[f"members.{i}.{name}"], value, rtol=1e-9, atol=1e-12)
+    losses = [run.history()["train_loss"] for run in alone]
+    assert abs(losses[0] - losses[1]).max() > 1e-3
+    np.testing.assert_allclose(together.history()["train_loss"], np.mean(losses, axis=0), rtol=1e-9)
+
+
+def test_members_resume_to_the_same_bytes(splits: Splits, tmp_path: Path) -> None:
+    recipe = tiny(members=2, epochs=2)
+    whole = fit(recipe, splits, Run.create(tmp_path / "whole"), device="cpu", log=silent)
+    broken = fit(recipe, splits, Run.create(tmp_path / "broken"), device="cpu", log=silent, stop_after=1)
+    fit(recipe, splits, broken, device="cpu", log=silent)
+    assert_same_bytes(whole, broken)
 
 
 def test_a_start_of_another_shape_is_told(splits: Splits, tmp_path: Path) -> None:
@@ -484,7 +519,7 @@ def test_a_start_of_another_shape_is_told(splits: Splits, tmp_path: Path) -> Non
     run.write_environment(splits, "cpu", "float32", 1)
     run.file("best.ckpt").touch()
     asked = recipes.load("one_cycle", {**small, "weights": "none", "image_size": 48, "start": str(run.path)})
-    with pytest.raises(TrainingError, match=r"pos_embedding would be .* built for one size of input"):
+    with pytest.raises(TrainingError, match=r"pos_embedding is .* built for one size of input"):
         training.check(asked)
 
 
@@ -501,16 +536,16 @@ def test_a_network_that_was_not_trained_here_keeps_its_identity(splits: Splits, 
         assert unpacked.file(name).read_bytes() == first.file(name).read_bytes()
 
 
-def test_networks_that_do_not_make_up_the_width_are_refused_before_faces_are_read(
-    splits: Splits, tmp_path: Path
-) -> None:
+def test_networks_that_are_not_the_members_are_refused_before_faces_are_read(splits: Splits, tmp_path: Path) -> None:
     halves, both = two_trained(splits, tmp_path)
-    with pytest.raises(TrainingError, match=r"0\.125 \+ 0\.125 wide, width 0\.5 here.*widths that add up"):
-        training.check(tiny(width=0.5, start=both))
+    with pytest.raises(TrainingError, match=r"brings 2 networks, and this recipe has members 3: set members to 2"):
+        training.check(tiny(members=3, start=both))
+    with pytest.raises(TrainingError, match=r"brings 1 network, and this recipe has members 2"):
+        training.check(tiny(members=2, start=str(halves[0].path)))
     with pytest.raises(TrainingError, match=r"another network \(activation 'silu' there, 'relu' here\)"):
-        training.check(tiny(width=0.25, activation="relu", start=both))
+        training.check(tiny(members=2, activation="relu", start=both))
     with pytest.raises(TrainingError, match=r"another network \(width 0\.125 there, 0\.25 here\)"):
-        training.check(tiny(width=0.25, start=str(halves[0].path)))
+        training.check(tiny(members=2, width=0.25, start=both))
 
 
 def test_a_start_that_does_not_fit_is_refused(splits: Splits, tmp_path: Path) -> None:
