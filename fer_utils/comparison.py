@@ -18,7 +18,7 @@ from fer_utils.faces import Splits
 from fer_utils.metrics import Comparison, MeanStd
 from fer_utils.recipe import Recipe, RecipeError
 from fer_utils.runs import Run
-from fer_utils.training import fit
+from fer_utils.training import check, fit
 
 TARGET_ACCURACY: Final = 0.6
 """Validation accuracy of the column "minutes to 60%"."""
@@ -61,40 +61,38 @@ class Entry:
         return [run.history() for run in self.runs]
 
 
-def train(
-    names: Sequence[str],
-    seeds: Sequence[int],
-    splits: Splits,
-    out: Path,
+def plan(
+    names: str,
+    seeds: str,
     *,
     overrides: Mapping[str, Any] | None = None,
     val_fraction: float | None = None,
     split_seed: int = 0,
-    device: str = "auto",
-    log: Callable[[str], None] = print,
-) -> list[Run]:
-    """Train and evaluate every recipe with every seed, each into ``out/NAME-seedN``.
-
-    A run that is there already is continued where it stood, or taken as it is when it is complete.
+    device: str | None = "auto",
+) -> list[Recipe]:
+    """Return every recipe with every seed, to be trained; no face is read for it.
 
     Args:
-        names: recipes, by name or path.
-        seeds: seeds of the trainings; the cut of the data is the same for all.
-        splits: the faces.
-        out: directory of the runs.
+        names: recipes, by name or path, with commas between.
+        seeds: seeds of the trainings, whole numbers with commas between; the cut of the data is the same for all.
         overrides: fields that are put over every recipe (epochs, weights, train_faces ...).
-        val_fraction: what ``splits`` were cut with, None where they came with their cut. It takes the place of a
+        val_fraction: what the faces will be cut with, None where they come with their cut. It takes the place of a
             recipe's own, so that a run tells how to get its faces again.
         split_seed: of that cut.
         device: as ``training.fit`` takes it.
-        log: takes lines of text for a person.
 
     Raises:
-        RecipeError: a recipe or an override is wrong; nothing has been trained then.
-        MissingWeights: a recipe asks for ImageNet weights that cannot be had.
+        RecipeError: a recipe, a seed or an override is wrong, or two would be trained into one run.
+        DeviceError, ModelError, RunError, TrainingError: as ``training.check`` tells them.
     """
     cut = {"val_fraction": "none" if val_fraction is None else val_fraction, "split_seed": split_seed}
-    wanted = [recipes.load(name, {**(overrides or {}), **cut, "seed": seed}) for name in names for seed in seeds]
+    listed = [[part.strip() for part in text.split(",") if part.strip()] for text in (names, seeds)]
+    wrong = [seed for seed in listed[1] if not seed.isdecimal()]
+    if wrong:
+        raise RecipeError(f"parameter seeds: expected whole numbers with commas between, as 0,1,2, not {wrong[0]!r}")
+    wanted = [
+        recipes.load(name, {**(overrides or {}), **cut, "seed": int(seed)}) for name in listed[0] for seed in listed[1]
+    ]
     if not wanted:
         raise RecipeError("there is nothing to train: name at least one recipe and one seed")
     twice = [key for key, times in Counter((recipe.name, recipe.seed) for recipe in wanted).items() if times > 1]
@@ -104,6 +102,29 @@ def train(
             f"recipe {name} with seed {seed} is to be trained twice, into one run: name it once, or give recipes of "
             "different files different names"
         )
+    for recipe in wanted:
+        check(recipe, device=device)
+    return wanted
+
+
+def train(
+    wanted: Sequence[Recipe], splits: Splits, out: Path, *, device: str = "auto", log: Callable[[str], None] = print
+) -> list[Run]:
+    """Train and evaluate every recipe, each into ``out/NAME-seedN``.
+
+    A run that is there already is continued where it stood, or taken as it is when it is complete.
+
+    Args:
+        wanted: as ``plan`` gives them.
+        splits: the faces, cut as was told there.
+        out: directory of the runs.
+        device: as ``training.fit`` takes it.
+        log: takes lines of text for a person.
+
+    Raises:
+        MissingWeights: a recipe asks for ImageNet weights that cannot be had.
+        RunError: a run in ``out`` is of another training.
+    """
     done = []
     for number, recipe in enumerate(wanted, start=1):
         run = Run.create(out / f"{recipe.name}-seed{recipe.seed}")
@@ -130,8 +151,8 @@ def gather(runs: Sequence[Run], splits: Splits) -> list[Entry]:
     for run in runs:
         if not run.has("history.csv"):
             raise EvaluationError(
-                f"{run.path} has no history.csv, as a model that was unpacked from the box: how it trained cannot be "
-                "compared. Leave it out; 04 tells its scores"
+                f"{run.path} has no history.csv, as a model from the box, or put together from trained "
+                "ones: how it trained cannot be compared. Leave it out; 04 tells its scores"
             )
     groups: dict[str, list[Run]] = {}
     for run in runs:

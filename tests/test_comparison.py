@@ -16,11 +16,17 @@ from fer_utils import recipe as recipes
 from fer_utils.comparison import Entry
 from fer_utils.evaluation import EvaluationError
 from fer_utils.faces import Splits
+from fer_utils.models import ModelError
 from fer_utils.plots import comparison as plots
-from fer_utils.recipe import RecipeError
+from fer_utils.recipe import Recipe, RecipeError
 from fer_utils.runs import Run
 
 QUICK: dict[str, Any] = {"epochs": 1, "train_faces": 120, "image_size": 32, "batch_size": 64, "weights": "none"}
+
+
+def four() -> list[Recipe]:
+    """Two recipes with two seeds each."""
+    return comparison.plan("custom_cnn, one_cycle", "0,1", overrides=QUICK, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +36,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(synthetic_splits: Splits, folder: Path) -> list[Run]:
-    names = ["custom_cnn", "one_cycle"]
     told: list[str] = []
-    done = comparison.train(names, [0, 1], synthetic_splits, folder, overrides=QUICK, device="cpu", log=told.append)
+    done = comparison.train(four(), synthetic_splits, folder, device="cpu", log=told.append)
     assert sum(line.startswith("[") for line in told) == 4
     return done
 
@@ -115,9 +120,7 @@ def test_disagreement_lists_each_face_that_one_alone_gets_right(entries: list[En
 
 def test_finished_runs_are_taken_as_they_are(runs: list[Run], synthetic_splits: Splits, folder: Path) -> None:
     before = [run.file("metrics.json").stat().st_mtime_ns for run in runs]
-    again = comparison.train(
-        ["custom_cnn", "one_cycle"], [0, 1], synthetic_splits, folder, overrides=QUICK, device="cpu"
-    )
+    again = comparison.train(four(), synthetic_splits, folder, device="cpu")
     assert [run.file("metrics.json").stat().st_mtime_ns for run in again] == before
 
 
@@ -126,7 +129,7 @@ def test_an_outdated_evaluation_is_done_again(runs: list[Run], synthetic_splits:
     runs[0].write_json("metrics.json", {**values, "checkpoint": {**values["checkpoint"], "sha256": "0" * 64}})
     with pytest.raises(EvaluationError, match="evaluate the run again"):
         comparison.gather(runs, synthetic_splits)
-    comparison.train(["custom_cnn", "one_cycle"], [0, 1], synthetic_splits, folder, overrides=QUICK, device="cpu")
+    comparison.train(four(), synthetic_splits, folder, device="cpu")
     assert runs[0].read_json("metrics.json")["checkpoint"] == values["checkpoint"]
 
 
@@ -138,19 +141,23 @@ def test_minutes_to_60_percent_is_the_first_epoch_that_reaches_it() -> None:
 
 def test_mistakes_are_told_before_anything_is_trained(synthetic_splits: Splits, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="custom_cnn"):
-        comparison.train(["fast", "custom_cn"], [0], synthetic_splits, tmp_path, device="cpu")
-    with pytest.raises(RecipeError, match="at least one"):
-        comparison.train([], [0], synthetic_splits, tmp_path)
+        comparison.plan("fast,custom_cn", "0")
+    for names, seeds in (("", "0"), ("fast", " ,")):
+        with pytest.raises(RecipeError, match="at least one"):
+            comparison.plan(names, seeds)
+    for seeds in ("0,one", "1.5", "-1"):
+        with pytest.raises(RecipeError, match=r"parameter seeds: expected whole numbers .* not '(one|1\.5|-1)'"):
+            comparison.plan("fast", seeds)
+    with pytest.raises(ModelError, match="no layer 'layer9'"):
+        comparison.plan("fast", "0", overrides={"train_layers": ["layer9"]})
     with pytest.raises(EvaluationError, match="no runs"):
         comparison.gather([], synthetic_splits)
     mine = tmp_path / "mine.yaml"
     mine.write_text("extends: fast\nlr: 0.01\n")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.yaml").write_text("extends: fast\nlr: 0.02\n")
-    out = tmp_path / "out"
     with pytest.raises(RecipeError, match="mine with seed 0 is to be trained twice"):
-        comparison.train([str(mine), str(tmp_path / "other" / "mine.yaml")], [0], synthetic_splits, out)
-    assert not out.exists()
+        comparison.plan(f"{mine},{tmp_path / 'other' / 'mine.yaml'}", "0")
 
 
 def test_namesakes_are_told_apart(synthetic_splits: Splits, tmp_path: Path) -> None:
@@ -159,7 +166,10 @@ def test_namesakes_are_told_apart(synthetic_splits: Splits, tmp_path: Path) -> N
         (tmp_path / name / "mine.yaml").write_text(f"extends: custom_cnn\nlr: {lr}\n")
     runs = [
         comparison.train(
-            [str(tmp_path / name / "mine.yaml")], [0], synthetic_splits, tmp_path / name, overrides=QUICK, device="cpu"
+            comparison.plan(str(tmp_path / name / "mine.yaml"), "0", overrides=QUICK),
+            synthetic_splits,
+            tmp_path / name,
+            device="cpu",
         )[0]
         for name in "ab"
     ]

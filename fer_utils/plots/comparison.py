@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fer_utils.emotions import COLORS, EMOTIONS
 from fer_utils.faces import Images
@@ -39,7 +40,8 @@ def learning_curves(histories: Mapping[str, Sequence[pd.DataFrame]], note: str =
     by_epoch.set_xlabel("epoch")
     by_minute.set_xlabel("minutes of training and validation")
     by_epoch.set_ylabel("accuracy (%)")
-    by_epoch.xaxis.get_major_locator().set_params(integer=True)
+    by_epoch.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    by_minute.xaxis.set_major_locator(MaxNLocator(5))
     for axes in (by_epoch, by_minute):
         grid_lines(axes)
     # Below the axes: labels tell what was changed in a recipe and can be long.
