@@ -721,6 +721,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ExportError, CheckpointError, RunError, SourceError, RecipeError) as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: what exports.json does not list is not checked", file=sys.stderr)
+        return 130
     print(f"\n{run.path}, {torch.get_num_threads()} threads, faces from {splits.source} {splits.location}\n")
     print(table(made))
     return 0

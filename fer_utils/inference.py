@@ -10,6 +10,7 @@ before it is needed, so that a wrong name is told at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import sys
@@ -400,6 +401,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for item in pictures(given.inputs):
             print(f"{item.source}: error: {item.picture}", file=sys.stderr)
         return 2
+    made = given.out is not None and not given.out.exists()
     if given.out is not None:
         # Before minutes of answers are lost.
         try:
@@ -420,7 +422,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(error, _told_errors()):
             raise
         print(error, file=sys.stderr)
+        if made:
+            with contextlib.suppress(OSError):  # it has something in it by now
+                given.out.rmdir()
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _told_errors() -> tuple[type[Exception], ...]:
