@@ -384,6 +384,11 @@ def load(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> Reci
     return _validate(values, lines, str(path))
 
 
+def in_epochs(number: int) -> str:
+    """Return ``1 epoch``, ``60 epochs``."""
+    return f"{number} epoch" if number == 1 else f"{number} epochs"
+
+
 def changes(recipe: Recipe) -> dict[str, str] | None:
     """Return what differs from the recipe of its name in the box, as text that ``load`` takes as overrides.
 

@@ -157,7 +157,7 @@ class _About:
         # A model that was unpacked from the box knows what it was to be, and not how its training went.
         known = len(self.history) > 0
         epochs = len(self.history) if known else self.recipe.epochs
-        told = f"{epochs} epochs, seed {self.recipe.seed}; the network is that of epoch {epoch}"
+        told = f"{recipes.in_epochs(epochs)}, seed {self.recipe.seed}; the network is that of epoch {epoch}"
         if known and self.history["val_accuracy"].notna().any():
             told += ", the best on validation faces"
         duration = f"{self.duration()} " if known else ""

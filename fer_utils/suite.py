@@ -111,7 +111,8 @@ def run_notebooks(
     # Absolute, since the notebooks may be told of it from another directory.
     run = Run.create(Path(out).resolve())
     given |= {"run": str(run.path), "out": str(run.path)}
-    tell.line(f"{len(names)} notebooks, data {data}, recipe {recipe}{'' if epochs is None else f', {epochs} epochs'}")
+    length = "" if epochs is None else f", {recipes.in_epochs(epochs)}"
+    tell.line(f"{len(names)} notebooks, data {data}, recipe {recipe}{length}")
     if parameters:
         tell.line(f"set: {', '.join(f'{name}={value}' for name, value in parameters.items())}")
     tell.line(f"run: {run.path}")

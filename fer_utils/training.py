@@ -947,7 +947,7 @@ def _fit(
     if ranks.rank == 0:
         how = f"resumed after epoch {state.epoch}" if resumed else f"{len(train):,} training faces"
         processes = f", {ranks.world} processes" if ranks.world > 1 else ""
-        length = f"{recipe.epochs} epochs, {len(bounds)} steps each"
+        length = f"{recipes.in_epochs(recipe.epochs)}, {len(bounds)} steps each"
         log(f"{recipe.name}: {how}, {length}, {where}, {arithmetic}{processes}")
     if state.teacher is not None and recipe.teacher_views != "same" and state.answers is None:
         if ranks.rank == 0:
@@ -966,7 +966,7 @@ def _fit(
         _keep_start(steps, splits.val, run, log)
     if ranks.rank == 0 and _stopped_early(state):
         log(
-            f"stopped early: no better validation accuracy for {recipe.early_stopping} epochs "
+            f"stopped early: no better validation accuracy for {recipes.in_epochs(recipe.early_stopping or 0)} "
             f"(best: epoch {state.best_epoch})"
         )
 

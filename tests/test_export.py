@@ -448,7 +448,7 @@ def test_a_model_of_the_box_becomes_a_run_that_is_judged_and_teaches(
     accuracy = found.measured("test").scores["accuracy"].value
     assert round(accuracy * len(synthetic_splits.test)) == model.scores["test"]["correct"]
     page = report.write(made).read_text(encoding="utf-8")
-    assert f"{made.recipe.epochs} epochs, seed 0; the network is that of epoch 3. Trained on " in page
+    assert "1 epoch, seed 0; the network is that of epoch 3. Trained on " in page
     assert "0 seconds" not in page
     # It knows the faces that it was trained on, as any teacher does.
     taught = made.recipe.model_copy(update={"teacher": str(made.path), "teacher_views": "one", "epochs": 1})
