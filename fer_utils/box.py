@@ -152,13 +152,6 @@ def put(
         )
     if not (splits.val.labelled and splits.test.labelled):
         raise ExportError(f"{splits.location}: a card needs labelled validation and test faces")
-    # What was put together and not trained further was trained elsewhere.
-    parts = []
-    for part in description.recipe.starts if description.recipe.epochs == 0 else ():
-        there = of_run(runs.Run.open(part)).description
-        told = _origin(runs.Run.open(part), there.recipe, there.epoch)
-        told["command"] += f" -p out {shlex.quote(part)}"
-        parts.append({"run": part, "recipe": there.recipe.model_dump(mode="json"), **told})
     log("scoring validation and test faces")
     halved = engine.model.half().float()
     scored = score(TorchEngine(halved, replace(description, temperature=1.0)), splits)
@@ -181,8 +174,8 @@ def put(
         {key: known["data"][key] for key in ("source", "synthetic", "rule", "fingerprint", "faces")},
         {
             "recipe": description.recipe.model_dump(mode="json"),
-            **_origin(run, description.recipe, description.epoch),
-            "parts": parts,
+            **_origin(known, description.recipe, description.epoch),
+            "parts": known.get("parts", []),
             "exported_by": runs.git_state(),
         },
     )
@@ -225,6 +218,7 @@ def unpack(name: str | None, path: str | Path, folder: Path | None = None) -> Ru
         "env.json",
         {
             **{key: told[key] for key in ("git", "versions", "device", "precision")},
+            "parts": told.get("parts", []),
             "python": "unknown",
             "platform": "unknown",
             "threads": None,
@@ -277,9 +271,8 @@ def score(engine: Engine, splits: Splits) -> dict[str, Any]:
     return measured
 
 
-def _origin(run: Run, recipe: Recipe, epoch: int) -> dict[str, Any]:
-    """Where a run's network is from: the epoch, the command, the code and the machine of its training."""
-    known = run.read_json("env.json")
+def _origin(known: dict[str, Any], recipe: Recipe, epoch: int) -> dict[str, Any]:
+    """Where a run's network is from, by its env.json: the command, the code and the machine of its training."""
     return {
         "epoch": epoch,
         "command": _command(recipe),
@@ -291,7 +284,7 @@ def _origin(run: Run, recipe: Recipe, epoch: int) -> dict[str, Any]:
     }
 
 
-def _command(recipe: Recipe) -> str:
+def _command(recipe: Recipe, out: str | None = None) -> str:
     """The command that trains this recipe; what differs from the one in the box of its name is given as parameters."""
     changed = recipes.changes(recipe)
     name = f"{recipe.name}.yaml" if changed is None else recipe.name
@@ -301,16 +294,19 @@ def _command(recipe: Recipe) -> str:
         told = " ".join(f"{key}={value}" for key, value in given.items())
         return f"python -m fer_utils.training --data DATA --recipe {name}{' --set ' if told else ''}{told}"
     command = f"papermill notebooks/03_train.ipynb out.ipynb -p data DATA -p recipe {name}"
+    if out is not None:
+        given["out"] = shlex.quote(out)
     return " ".join([command, *(f"-p {key} {value}" for key, value in given.items())])
 
 
 def _trained(recipe: dict[str, Any], origin: dict[str, Any]) -> str:
-    git = origin["git"]
+    """A sentence or two on how a network was trained; ``origin`` is a part's, or what the box holds of a training."""
+    git, machine = origin["git"], origin.get("gpu") or origin["machine"]
     return (
         f"Seed {recipe['seed']}, batches of {recipe['batch_size']}; weights of epoch {origin['epoch']} of the "
         f"{recipe['epochs']} that the recipe has. Commit `{git['commit'] or 'unknown'}`"
         f"{', with uncommitted changes' if git['dirty'] else ''}; torch {origin['versions']['torch']}, "
-        f"{origin['device']} ({origin['machine']}), {origin['precision']}."
+        f"{origin['device']} ({machine}), {origin['precision']}."
     )
 
 
@@ -379,7 +375,7 @@ def card(name: str, model: Boxed) -> str:
     trained = [_trained(recipe, model.training)]
     if parts:
         trained = [
-            "It was put together from trained networks and not trained further: its logits are the mean of theirs.",
+            "It was put together from trained runs and not trained further: its logits are the mean of its networks'.",
             *(f"`{part['run']}`: {_trained(part['recipe'], part)}" for part in parts),
         ]
     lines += [
@@ -399,7 +395,7 @@ def card(name: str, model: Boxed) -> str:
         *(f"- {line}" for line in trained),
         "",
         "```",
-        *(part["command"] for part in parts),
+        *(_command(Recipe.model_validate_json(json.dumps(part["recipe"])), part["run"]) for part in parts),
         model.training["command"],
         "```",
         "",

@@ -69,6 +69,7 @@ def plan(
     val_fraction: float | None = None,
     split_seed: int = 0,
     device: str | None = "auto",
+    out: Path | None = None,
 ) -> list[Recipe]:
     """Return every recipe with every seed, to be trained; no face is read for it.
 
@@ -80,6 +81,7 @@ def plan(
             recipe's own, so that a run tells how to get its faces again.
         split_seed: of that cut.
         device: as ``training.fit`` takes it.
+        out: directory of the runs; of a run that is there already it is told whether it holds another training.
 
     Raises:
         RecipeError: a recipe, a seed or an override is wrong, or two would be trained into one run.
@@ -103,8 +105,15 @@ def plan(
             "different files different names"
         )
     for recipe in wanted:
-        check(recipe, device=device)
+        if recipe.epochs < 1:
+            raise RecipeError(f"recipe {recipe.name} has epochs {recipe.epochs}: expected at least 1, to be compared")
+        check(recipe, device=device, out=None if out is None else run_of(recipe, out))
     return wanted
+
+
+def run_of(recipe: Recipe, out: Path) -> Path:
+    """Return the directory in ``out`` that ``train`` trains a recipe in."""
+    return out / f"{recipe.name}-seed{recipe.seed}"
 
 
 def train(
@@ -127,7 +136,7 @@ def train(
     """
     done = []
     for number, recipe in enumerate(wanted, start=1):
-        run = Run.create(out / f"{recipe.name}-seed{recipe.seed}")
+        run = Run.create(run_of(recipe, out))
         log(f"[{number}/{len(wanted)}] {recipe.name}, seed {recipe.seed}: {run.path}")
         fit(recipe, splits, run, device=device, log=log)
         if not evaluation.is_current(run):

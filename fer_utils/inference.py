@@ -422,13 +422,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(error, _told_errors()):
             raise
         print(error, file=sys.stderr)
-        if made:
-            with contextlib.suppress(OSError):  # it has something in it by now
-                given.out.rmdir()
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    finally:
+        if made:
+            with contextlib.suppress(OSError):  # it has something in it
+                given.out.rmdir()
 
 
 def _told_errors() -> tuple[type[Exception], ...]:

@@ -1,7 +1,8 @@
 """Networks: torchvision's backbones and one small CNN, made to fit a recipe, with ImageNet weights if it asks for them.
 
-Every network maps float faces (B, channels, S, S) to logits (B, 7). Parameters keep torchvision's names, and the head
-lies under the backbone's own classifier name (``fc`` or ``classifier``), so layers are named as torchvision names them.
+Every network maps float faces (B, channels, S, S) to logits (B, 7), ``Members`` in training to those of each.
+Parameters keep torchvision's names, and the head lies under the backbone's own classifier name (``fc`` or
+``classifier``), so layers are named as torchvision names them.
 """
 
 from __future__ import annotations
@@ -82,7 +83,10 @@ class Members(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits of faces (B, channels, S, S): (B, 7), their mean; in training (B, M, 7), each member's own."""
         logits = torch.stack([member(x) for member in self.members], dim=1)
-        return logits if self.training else logits.mean(dim=1)
+        if self.training:
+            return logits
+        # In bfloat16 the mean of several would be rounded once more.
+        return logits.mean(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def build(recipe: Recipe, *, pretrained: bool = True) -> nn.Module:

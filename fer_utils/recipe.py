@@ -307,11 +307,14 @@ class Recipe(_Strict):
             problems.append("start names no run; none is from scratch")
         if len(set(self.starts)) < len(self.starts):
             problems.append(f"start {self.start} names a run twice: members that are the same know no more than one")
-        if self.members > 1 and (self.clip_norm or self.sam):
-            off = "clip_norm to none" if self.clip_norm else "sam to 0"
-            problems.append(
-                f"members {self.members} learn each for itself, but the norm is taken of all weights: set {off}"
-            )
+        if self.members > 1:
+            problems += [
+                f"{name} takes one norm over all members, which learn each for itself: set {name} to {off}"
+                for name, off in (("clip_norm", "none"), ("sam", "0"))
+                if getattr(self, name)
+            ]
+        if self.epochs == 0 and self.teacher is not None:
+            problems.append("epochs 0 trains nothing: a teacher has nothing to answer for; set teacher none")
         if self.teacher is not None and not self.teachers:
             problems.append("teacher names no run; none is no teacher")
         if self.teacher is not None and (self.mixup or self.cutmix):

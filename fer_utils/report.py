@@ -151,9 +151,16 @@ class _About:
         """What was trained for how long, in a sentence or two."""
         epoch = self.found.metrics["checkpoint"]["epoch"]
         if self.recipe.epochs == 0:
-            begun = {"imagenet": "ImageNet weights", "none": "random weights"}[self.recipe.weights]
-            begun = self.recipe.start or begun
-            return f"Nothing was trained: the network is as it started, from {', '.join(begun.split(','))}."
+            parts = self.env.get("parts") or []
+            if not parts:
+                weights = {"imagenet": "ImageNet weights", "none": "random weights"}[self.recipe.weights]
+                return f"Nothing was trained: the network has {weights}."
+            each = [
+                f"{part['run']} ({recipes.in_epochs(part['recipe']['epochs'])}, seed {part['recipe']['seed']}; its "
+                f"epoch {part['epoch']})"
+                for part in parts
+            ]
+            return f"Put together from trained runs and not trained further: {', '.join(each)}."
         # A model that was unpacked from the box knows what it was to be, and not how its training went.
         known = len(self.history) > 0
         epochs = len(self.history) if known else self.recipe.epochs

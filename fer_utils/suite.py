@@ -100,10 +100,13 @@ def run_notebooks(
     declared = {name: _declared(folder / f"{name}.ipynb") for name in names}
     given = {"data": data, "recipe": recipe, "epochs": epochs, **(parameters or {})}
     wanted = _check(given, declared, reserved=("run", "out"))
+    taken: dict[str, Any] = {}
     for name in names:
-        _check_as_it_does(folder / f"{name}.ipynb", {key: given[key] for key in declared[name] if key in given})
+        asked = {key: given[key] for key in declared[name] if key in given}
+        taken |= _check_as_it_does(folder / f"{name}.ipynb", asked)
     # As 03 does it, before 01 and 02 write into a run that holds another training.
-    training.check(wanted, device=str(given.get("device", "auto")), run=out)
+    how = {key: taken[key] for key in ("device", "processes", "resume") if key in taken}
+    training.check(wanted, out=out, **how)
 
     if out is None:
         label = re.sub(r"[^\w.-]+", "-", f"{Path(data).stem or data}-{Path(recipe).stem}")
@@ -215,8 +218,12 @@ def _check(given: Mapping[str, Any], declared: Mapping[str, Sequence[str]], rese
     return wanted
 
 
-def _check_as_it_does(notebook: Path, given: Mapping[str, Any]) -> None:
-    """Run a notebook's own check of its parameters, as its kernel will once the notebooks before it have run."""
+def _check_as_it_does(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a notebook's own check of its parameters, as its kernel will once the notebooks before it have run.
+
+    Returns:
+        What it takes them for; nothing where it has no such check.
+    """
     cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
     declared = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", ())]
     check = [cell.source for cell in cells if "check_parameters(In" in cell.source]
@@ -226,6 +233,8 @@ def _check_as_it_does(notebook: Path, given: Mapping[str, Any]) -> None:
         names: dict[str, Any] = {"In": ran}
         for source in ran:
             exec(compile(source, notebook.name, "exec"), names)
+        return dict(names["P"])
+    return {}
 
 
 def _execute(source: Path, target: Path, parameters: Mapping[str, Any], tell: _Teller) -> None:

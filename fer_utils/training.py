@@ -734,6 +734,7 @@ def check(
     processes: int = 1,
     resume: bool | Literal["auto"] = "auto",
     run: str | Path | None = None,
+    out: str | Path | None = None,
 ) -> None:
     """Tell what can be known to go wrong before any face is read or a run is made.
 
@@ -742,7 +743,8 @@ def check(
         device: as ``fit`` takes it.
         processes: of one training.
         resume: as ``fit`` takes it.
-        run: where it is to be trained, whether it is there or not; None is a new one.
+        run: the run that it is to be trained in, by its path or its name under ``outputs/``; None is ``out``.
+        out: directory where it is to be trained, whether there is a run or not; None is a new one.
 
     Raises:
         DeviceError: the device is not there, or cannot compute in the recipe's precision.
@@ -761,20 +763,48 @@ def check(
             unpack = "python -m fer_utils.box --unpack NAME RUN"
             raise RunError(f"{role} {name}: {error}; `{unpack}` makes a run of a model in the box") from None
     _check_start(recipe)
-    if resume is True:
-        if run is None:
-            raise RunError("resume true continues a training, and there is none: name its run")
-        Run.choose(run, holding="last.ckpt")
-    if run is not None and Path(run, "last.ckpt").is_file():
-        _check_kept(Run.open(run), recipe, resume)
+    named = run if run is not None else out
+    if named is None and resume is True:
+        raise RunError("resume true continues a training, and there is none: name its run")
+    if run is not None or (out is not None and Path(out, "run.json").is_file()):
+        _check_kept(Run.open(named or ""), recipe, resume)
+    elif resume is True:
+        Run.choose(out, holding="last.ckpt")
 
 
 def _check_kept(run: Run, recipe: Recipe, resume: bool | Literal["auto"]) -> None:
-    if resume is False:
-        raise RunError(f"{run.path} holds a training already: resume it, or train into a new run")
-    told = _differing(run.recipe, recipe, Recipe.model_fields)
-    if told:
-        raise RunError(f"{run.path} was trained with another recipe ({told}): train into a new run, or give the same")
+    """Tell what is in a run that this training cannot go on with."""
+    together = recipe.epochs == 0 and _untrained(run)
+    if run.has("last.ckpt") or together:
+        if resume is False:
+            raise RunError(f"{run.path} holds a training already: resume it, or train into a new run")
+        told = _differing(run.recipe, recipe, Recipe.model_fields)
+        if told:
+            raise RunError(
+                f"{run.path} was trained with another recipe ({told}): train into a new run, or give the same"
+            )
+    elif resume is True:
+        raise RunError(f"{run.path} has no last.ckpt to resume from: train it first, or leave resume out")
+    elif _untrained(run):
+        # Until the first epoch's end its weights would stand under this recipe and these faces.
+        raise RunError(
+            f"{run.path} holds a network that was not trained in it, as a model that was unpacked from the box or put "
+            "together from trained ones: train into a new run"
+        )
+
+
+def _untrained(run: Run) -> bool:
+    """Whether a run holds a network that no epoch of it has made."""
+    return run.has("best.ckpt") and not run.has("history.csv")
+
+
+def _check_same_faces(run: Run, splits: Splits) -> None:
+    known = run.read_json("env.json")["data"]["fingerprint"]
+    if known != splits.fingerprint():
+        raise RunError(
+            f"{run.path} was trained on other faces (fingerprint {known}, here {splits.fingerprint()}): give the "
+            "same data and split, or train into a new run"
+        )
 
 
 def check_faces(recipe: Recipe, splits: Splits) -> None:
@@ -807,14 +837,19 @@ def check_faces(recipe: Recipe, splits: Splits) -> None:
 
 def _check_start(recipe: Recipe) -> None:
     there = {name: Run.open(name).recipe for name in recipe.starts}
+    # What is trained further may get used to another size of input; what is kept as it is cannot.
+    fields = (*_NETWORK, "image_size") if recipe.epochs == 0 else _NETWORK
     for name, its in there.items():
-        told = _differing(its, recipe, _NETWORK)
+        told = _differing(its, recipe, fields)
         if told:
             raise TrainingError(
                 f"start {name} is another network ({told}): give this recipe what it has, or start elsewhere"
             )
     if not there:
         return
+    places = [Run.open(name).path.resolve() for name in there]
+    if len(set(places)) < len(places):
+        raise TrainingError(f"start {recipe.start} names a run twice: members that are the same know no more than one")
     members = sum(its.members for its in there.values())
     if members != recipe.members:
         raise TrainingError(
@@ -923,6 +958,12 @@ def _fit(
         where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     arithmetic = choose_precision(precision or recipe.precision, where)
     check_faces(recipe, splits)
+    if recipe.epochs == 0 and _untrained(run):
+        _check_kept(run, recipe, resume)
+        _check_same_faces(run, splits)
+        if ranks.rank == 0:
+            log(f"{recipe.name}: {run.path} has its network already, and nothing is trained")
+        return
     if where.type == "cpu":
         keep_freed_memory()
     train = training_faces(recipe, splits.train)
@@ -932,7 +973,7 @@ def _fit(
         state.teacher, state.teacher_sha256 = load_teacher(recipe, preprocessing, where)
     resumed = _open_run(state, splits, run, resume, where, arithmetic, ranks)
     if not resumed:
-        load_start(state)
+        load_start(state, preprocessing)
     bounds = batch_bounds(len(train), recipe.batch_size, ranks.world)
     if state.step >= len(bounds):
         raise TrainingError(
@@ -1053,7 +1094,7 @@ def load_teacher(recipe: Recipe, preprocessing: Preprocessing, device: torch.dev
     return Teacher(every), ",".join(digests)
 
 
-def load_start(state: State) -> None:
+def load_start(state: State, preprocessing: Preprocessing) -> None:
     """Give the network, and its average, the weights of the best network of the run that ``recipe.start`` names.
 
     Of several runs the networks become the members, in the order of the runs.
@@ -1061,13 +1102,20 @@ def load_start(state: State) -> None:
     Raises:
         RunError: there is no such run.
         CheckpointError: it has no network that can be read.
-        TrainingError: it is another network than the recipe's, or several do not make up its members.
+        TrainingError: it is another network than the recipe's, or several do not make up its members, or one is to be
+            kept as it is and has its faces prepared in another way.
     """
     if not state.recipe.starts:
         return
     _check_start(state.recipe)
-    found = [checkpoint.load_model(Run.open(name), "best").model for name in state.recipe.starts]
-    parts = [part.state_dict() for model in found for part in models.networks(model)]
+    found = [checkpoint.load_model(Run.open(name), "best") for name in state.recipe.starts]
+    for name, each in zip(state.recipe.starts, found, strict=True):
+        if state.recipe.epochs == 0 and each.preprocessing != preprocessing:
+            raise TrainingError(
+                f"start {name} takes {each.preprocessing}, this recipe gives {preprocessing}: what is not trained "
+                "further answers as it did only if its faces are prepared as they were"
+            )
+    parts = [part.state_dict() for each in found for part in models.networks(each.model)]
     for whole in (state.model, state.averaged):
         if whole is not None:
             for network, part in zip(models.networks(whole), parts, strict=True):
@@ -1085,14 +1133,9 @@ def _open_run(
 ) -> bool:
     """Restore a run's training, or begin one; True where it was restored."""
     recipe = state.recipe
+    _check_kept(run, recipe, resume)
     if run.has("last.ckpt"):
-        _check_kept(run, recipe, resume)
-        known = run.read_json("env.json")["data"]["fingerprint"]
-        if known != splits.fingerprint():
-            raise RunError(
-                f"{run.path} was trained on other faces (fingerprint {known}, here {splits.fingerprint()}): give the "
-                "same data and split, or train into a new run"
-            )
+        _check_same_faces(run, splits)
         saved = checkpoint.load(run.file("last.ckpt"))
         if saved.get("teacher_sha256") != state.teacher_sha256:
             raise RunError(
@@ -1104,14 +1147,6 @@ def _open_run(
             # One process saved the sums of the epoch under way, and they are summed over all.
             state.sums.zero_()
         return True
-    if resume is True:
-        raise RunError(f"{run.path} has no last.ckpt to resume from: train it first, or leave resume out")
-    if run.has("best.ckpt") and not run.has("history.csv"):
-        # Until the first epoch's end its weights would stand under this recipe and these faces.
-        raise RunError(
-            f"{run.path} holds a network that was not trained in it, as a model that was unpacked from the box: train "
-            "into a new run"
-        )
     if ranks.rank == 0:
         run.write_recipe(recipe)
         run.write_environment(splits, str(device), precision, torch.get_num_threads())
@@ -1234,6 +1269,8 @@ def _validate(
         return {}
     probabilities = evaluate_part(state.evaluated, preprocessing, val, device, precision, ranks)
     if not np.isfinite(probabilities).all():
+        if state.recipe.epochs == 0:
+            raise TrainingError(f"the network's answers to validation faces are not finite in {precision}")
         raise TrainingError(
             f"the network's answers to validation faces are not finite in {precision} after epoch {state.epoch + 1}: "
             f"train with precision float32 or bfloat16, or lower lr (now {state.recipe.lr}); {_kept(state, run)}"
@@ -1271,10 +1308,29 @@ def _keep_start(steps: Steps, val: Faces, run: Run, log: Callable[[str], None]) 
     row = _validate(state, val, steps.preprocessing, run, steps.images.device, steps.precision, ranks)
     if ranks.rank != 0:
         return
+    run.write_json("env.json", {**run.read_json("env.json"), "parts": _parts(state.recipe)})
     checkpoint.save(
         run.file("best.ckpt"), checkpoint.model_state(state.evaluated, steps.preprocessing, state.recipe, 0)
     )
     log(f"nothing is trained  {_describe_validation(row)}")
+
+
+def _parts(recipe: Recipe) -> list[dict[str, Any]]:
+    """Return of each trained run that a network was put together from where it is from; of what was so itself, its."""
+    parts: list[dict[str, Any]] = []
+    for name in recipe.starts:
+        there = Run.open(name)
+        known = there.read_json("env.json")
+        held = checkpoint.load_model(there, "best")
+        own = {
+            "run": name,
+            "recipe": held.recipe.model_dump(mode="json"),
+            "epoch": held.epoch,
+            "sha256": sha256(there.file("best.ckpt")),
+            **{key: known.get(key) for key in ("git", "versions", "machine", "gpu", "device", "precision")},
+        }
+        parts += known.get("parts") or [own]
+    return parts
 
 
 def _watch_plateau(state: State, val_loss: float) -> None:
@@ -1399,7 +1455,7 @@ def _train(arguments: argparse.Namespace) -> None:
     overrides = dict(item.partition("=")[::2] for item in arguments.set)
     recipe = recipes.load(arguments.recipe, overrides)
     resume: bool | Literal["auto"] = "auto" if arguments.resume == "auto" else arguments.resume == "true"
-    check(recipe, device=arguments.device, resume=resume, run=arguments.out)
+    check(recipe, device=arguments.device, resume=resume, out=arguments.out)
     device = choose_device(arguments.device)
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if distributed:

@@ -19,7 +19,7 @@ from fer_utils.faces import Splits
 from fer_utils.models import ModelError
 from fer_utils.plots import comparison as plots
 from fer_utils.recipe import Recipe, RecipeError
-from fer_utils.runs import Run
+from fer_utils.runs import Run, RunError
 
 QUICK: dict[str, Any] = {"epochs": 1, "train_faces": 120, "image_size": 32, "batch_size": 64, "weights": "none"}
 
@@ -124,6 +124,12 @@ def test_finished_runs_are_taken_as_they_are(runs: list[Run], synthetic_splits: 
     assert [run.file("metrics.json").stat().st_mtime_ns for run in again] == before
 
 
+def test_a_run_of_another_training_is_told_at_once(runs: list[Run], folder: Path) -> None:
+    comparison.plan("custom_cnn", "0", overrides=QUICK, out=folder)
+    with pytest.raises(RunError, match=r"another recipe \(epochs 1 there, 2 here\)"):
+        comparison.plan("custom_cnn", "0", overrides={**QUICK, "epochs": 2}, out=folder)
+
+
 def test_an_outdated_evaluation_is_done_again(runs: list[Run], synthetic_splits: Splits, folder: Path) -> None:
     values = runs[0].read_json("metrics.json")
     runs[0].write_json("metrics.json", {**values, "checkpoint": {**values["checkpoint"], "sha256": "0" * 64}})
@@ -150,6 +156,8 @@ def test_mistakes_are_told_before_anything_is_trained(synthetic_splits: Splits, 
             comparison.plan("fast", seeds)
     with pytest.raises(ModelError, match="no layer 'layer9'"):
         comparison.plan("fast", "0", overrides={"train_layers": ["layer9"]})
+    with pytest.raises(RecipeError, match="recipe fast has epochs 0"):
+        comparison.plan("fast", "0", overrides={"epochs": 0})
     with pytest.raises(EvaluationError, match="no runs"):
         comparison.gather([], synthetic_splits)
     mine = tmp_path / "mine.yaml"

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -405,6 +406,7 @@ def test_the_card_of_what_was_put_together_tells_how_its_parts_were_trained(
     checkpoint.save(
         second.file("best.ckpt"), checkpoint.model_state(models.build(recipe), part.preprocessing, recipe, 5)
     )
+    digest = sha256(second.file("best.ckpt"))
     start = f"{run.path},{second.path}"
     together = part.recipe.model_copy(update={"members": 2, "epochs": 0, "start": start})
     made = training.fit(together, synthetic_splits, Run.create(tmp_path / "both"), device="cpu", log=lambda _: None)
@@ -414,7 +416,7 @@ def test_the_card_of_what_was_put_together_tells_how_its_parts_were_trained(
     own = "papermill notebooks/03_train.ipynb out.ipynb -p data DATA -p recipe fast"
     for text in (
         "| network | 2 side by side, each resnet18",
-        "put together from trained networks and not trained further",
+        "put together from trained runs and not trained further",
         f"`{run.path}`: Seed 0, batches of",
         f"`{second.path}`: Seed 7, batches of",
         "weights of epoch 3 of the",
@@ -429,7 +431,14 @@ def test_the_card_of_what_was_put_together_tells_how_its_parts_were_trained(
     unpacked = box.unpack("both", tmp_path / "run", tmp_path / "box")
     evaluation.evaluate(unpacked, synthetic_splits, device="cpu", precision="float32", draws=20)
     page = report.write(unpacked).read_text(encoding="utf-8")
-    assert f"Nothing was trained: the network is as it started, from {run.path}, {second.path}." in page
+    assert (
+        f"not trained further: {run.path} (1 epoch, seed 0; its epoch 3), {second.path} (1 epoch, seed 7; its" in page
+    )
+    # Its parts are told from what it holds, wherever they are.
+    shutil.rmtree(second.path)
+    again = box.put(unpacked, synthetic_splits, "again", tmp_path / "box")
+    assert again.training["parts"] == model.training["parts"]
+    assert [part["sha256"] for part in again.training["parts"]] == [sha256(run.file("best.ckpt")), digest]
 
 
 def test_a_model_of_the_box_becomes_a_run_that_is_judged_and_teaches(

@@ -214,6 +214,20 @@ def test_another_training_than_the_run_holds_is_told_before_the_first_runs(
     epochs = tiny_recipe.epochs + 1
     with pytest.raises(RunError, match=rf"another recipe \(epochs {tiny_recipe.epochs} there, {epochs} here\)"):
         suite.run_notebooks("synthetic:600", epochs=epochs, recipe=str(tmp_path / "tiny.yaml"), out=run.path)
+    for mistake, message in (
+        ({"resume": "false"}, "holds a training already"),
+        ({"processes": "0"}, "processes: expected at least 1"),
+    ):
+        with pytest.raises((RunError, training.TrainingError), match=message):
+            suite.run_notebooks(
+                "synthetic:600",
+                epochs=tiny_recipe.epochs,
+                recipe=str(tmp_path / "tiny.yaml"),
+                out=run.path,
+                parameters=mistake,
+            )
+    with pytest.raises(RunError, match="resume true continues a training"):
+        suite.run_notebooks("synthetic:600", parameters={"resume": "true"})
     assert sorted(run.path.iterdir()) == before
 
 

@@ -468,6 +468,18 @@ def test_trained_networks_are_put_together_without_more_training(splits: Splits,
     )
     loss, right = metrics.nll(answers, splits.val.targets), (answers.argmax(1) == splits.val.targets).mean()
     assert f"nothing is trained  val loss {loss:.3f} accuracy {right:.1%}" in told[-1]
+    # Again it is there already, and of another recipe it is refused.
+    before = together.file("best.ckpt").read_bytes()
+    for resume in ("auto", True):
+        fit(recipe, splits, together, device="cpu", resume=resume, log=told.append)
+        assert "has its network already" in told[-1]
+    with pytest.raises(RunError, match=r"holds a training already"):
+        training.check(recipe, resume=False, out=together.path)
+    with pytest.raises(RunError, match=r"another recipe \(seed 0 there, 9 here\)"):
+        training.check(recipe.model_copy(update={"seed": 9}), run=together.path)
+    with pytest.raises(RunError, match=r"put together from trained ones: train into a new run"):
+        training.check(recipe.model_copy(update={"epochs": 1}), out=together.path)
+    assert together.file("best.ckpt").read_bytes() == before
     # Their run can be a start itself, with a third.
     more = tiny(members=3, epochs=0, start=f"{together.path},{halves[0].path}")
     three = fit(more, splits, Run.create(tmp_path / "three"), device="cpu", log=silent)
@@ -475,6 +487,19 @@ def test_trained_networks_are_put_together_without_more_training(splits: Splits,
         torch.testing.assert_close(
             checkpoint.load_model(three).model(faces), (2 * first + second) / 3, rtol=1e-5, atol=1e-6
         )
+    named = [str(run.path) for run in (*halves, halves[0])]
+    assert [part["run"] for part in three.read_json("env.json")["parts"]] == named
+
+
+def test_what_is_kept_as_it_is_sees_faces_as_it_did(splits: Splits, tmp_path: Path) -> None:
+    _, both = two_trained(splits, tmp_path)
+    with pytest.raises(TrainingError, match=r"another network \(image_size 48 there, 40 here\)"):
+        training.check(tiny(members=2, epochs=0, image_size=40, start=both))
+    training.check(tiny(members=2, epochs=1, image_size=40, start=both))
+    fewer = fit(tiny(epochs=1, normalize="dataset", train_faces=60), splits, Run.create(tmp_path / "few"), log=silent)
+    kept = tiny(epochs=0, normalize="dataset", start=str(fewer.path))
+    with pytest.raises(TrainingError, match="only if its faces are prepared as they were"):
+        fit(kept, splits, Run.create(tmp_path / "kept"), device="cpu", log=silent)
 
 
 @pytest.mark.parametrize(
@@ -546,6 +571,10 @@ def test_networks_that_are_not_the_members_are_refused_before_faces_are_read(spl
         training.check(tiny(members=2, activation="relu", start=both))
     with pytest.raises(TrainingError, match=r"another network \(width 0\.125 there, 0\.25 here\)"):
         training.check(tiny(members=2, width=0.25, start=both))
+    again = f"{halves[0].path},{tmp_path / 'a' / '..' / halves[0].path.name}"
+    (tmp_path / "a").mkdir()
+    with pytest.raises(TrainingError, match="names a run twice"):
+        training.check(tiny(members=2, start=again))
 
 
 def test_a_start_that_does_not_fit_is_refused(splits: Splits, tmp_path: Path) -> None:
