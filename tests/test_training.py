@@ -865,8 +865,9 @@ def test_a_failing_process_stops_all_with_its_own_message(tmp_path: Path) -> Non
         {"optimizer": "sgd", "lr": 0.1, "clip_norm": 1.0, "mixup": 0.2},
         {"cutmix": 1.0, "sam": 0.05, "balance": "loss"},
         {"precision": "float16"},
+        {"members": 2},
     ],
-    ids=["bfloat16", "sgd-clipped-mixup", "cutmix-sam", "float16"],
+    ids=["bfloat16", "sgd-clipped-mixup", "cutmix-sam", "float16", "members"],
 )
 def test_cuda_steps_do_not_wait_for_the_host(fields: dict[str, Any], splits: Splits) -> None:
     device, recipe = torch.device("cuda"), tiny(**fields)
@@ -945,8 +946,8 @@ GENTLE: dict[str, Any] = {"optimizer": "sgd", "lr": 1e-3, "schedule": "constant"
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"mixup": 0.2}, {"balance": "loss", "dropout": 0.2}, {"ema": 0.9}],
-    ids=["plain", "mixup", "balanced-dropout", "ema"],
+    [{}, {"mixup": 0.2}, {"balance": "loss", "dropout": 0.2}, {"ema": 0.9}, {"members": 2}],
+    ids=["plain", "mixup", "balanced-dropout", "ema", "members"],
 )
 def test_a_cuda_graph_trains_what_launches_train(fields: dict[str, Any], splits: Splits, tmp_path: Path) -> None:
     runs = []
