@@ -198,3 +198,20 @@ def test_only_certainty_reads_as_such(
     row = np.full((1, 7), (1 - probability) / 6)
     row[0, 2] = probability
     assert figures._share(row[0, 2]) == told
+
+
+@pytest.mark.parametrize("accuracy", [0.03, 0.16, 0.7])
+def test_the_numbers_on_the_coverage_curve_lie_inside_the_axes(accuracy: float) -> None:
+    shares = np.arange(1, 401) / 400
+    curve = pd.DataFrame({"coverage": shares, "faces": np.arange(1, 401), "accuracy": 1 - (1 - accuracy) * shares**2})
+    if accuracy < 0.5:
+        curve["accuracy"] = accuracy
+    figure = figures.coverage({"single view": curve.assign(threshold=1 - shares)})
+    FigureCanvasAgg(figure).draw()
+    (axes,) = figure.axes
+    inside = axes.get_window_extent()
+    assert len(axes.texts) == 3
+    for text in axes.texts:
+        box = text.get_window_extent()
+        assert inside.y0 < box.y0
+        assert box.y1 < inside.y1

@@ -243,6 +243,8 @@ def coverage(tables: Mapping[str, pd.DataFrame], note: str = "") -> Figure:
             label=name,
         )
         if index == 0:
+            # Below the curve, which falls; there is no room where hardly any face is right.
+            above = table["accuracy"].iloc[-1] < 0.2
             for share in (0.5, 0.8, 1.0):
                 row = table.iloc[int(np.abs(table["coverage"] - share).to_numpy().argmin())]
                 axes.plot(row["coverage"], row["accuracy"], "o", color="#0072B2")
@@ -251,10 +253,10 @@ def coverage(tables: Mapping[str, pd.DataFrame], note: str = "") -> Figure:
                     if share < 1
                     else f"{row['accuracy']:.1%}",
                     (row["coverage"], row["accuracy"]),
-                    xytext=(0, -8),
+                    xytext=(0, 8 if above else -8),
                     textcoords="offset points",
                     ha="right" if share == 1 else "center",
-                    va="top",
+                    va="bottom" if above else "top",
                     fontsize=9,
                 )
     axes.set_xlim(0, 1.01)
