@@ -32,7 +32,7 @@ from traitlets.config import Config
 
 from fer_utils import recipe as recipes
 from fer_utils import report, runs, sources, training
-from fer_utils.devices import DeviceError, choose_device
+from fer_utils.devices import DeviceError
 from fer_utils.evaluation import SET_TITLES, load_evaluation
 from fer_utils.files import ROOT, write_text
 from fer_utils.models import ModelError
@@ -104,7 +104,7 @@ def run_notebooks(
     for name in names:
         asked = {key: given[key] for key in declared[name] if key in given}
         taken |= _check_as_it_does(folder / f"{name}.ipynb", asked)
-    # As 03 does it, before 01 and 02 write into a run that holds another training.
+    # As 03 does it, before 01 and 02 write: devices, layers, and a run that holds another training.
     how = {key: taken[key] for key in ("device", "processes", "resume") if key in taken}
     training.check(wanted, out=out, **how)
 
@@ -213,7 +213,6 @@ def _check(given: Mapping[str, Any], declared: Mapping[str, Sequence[str]], rese
     wanted = recipes.load(given["recipe"], overrides)
     if wanted.epochs < 1:
         raise RecipeError(f"epochs is {wanted.epochs}; expected at least 1, since 03 trains")
-    choose_device(given.get("device"))
     sources.check(given["data"])
     return wanted
 

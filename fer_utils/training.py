@@ -836,7 +836,8 @@ def check_faces(recipe: Recipe, splits: Splits) -> None:
 
 
 def _check_start(recipe: Recipe) -> None:
-    there = {name: Run.open(name).recipe for name in recipe.starts}
+    found = [Run.open(name) for name in recipe.starts]
+    there = {name: run.recipe for name, run in zip(recipe.starts, found, strict=True)}
     # What is trained further may get used to another size of input; what is kept as it is cannot.
     fields = (*_NETWORK, "image_size") if recipe.epochs == 0 else _NETWORK
     for name, its in there.items():
@@ -847,8 +848,7 @@ def _check_start(recipe: Recipe) -> None:
             )
     if not there:
         return
-    places = [Run.open(name).path.resolve() for name in there]
-    if len(set(places)) < len(places):
+    if len({run.path.resolve() for run in found}) < len(found):
         raise TrainingError(f"start {recipe.start} names a run twice: members that are the same know no more than one")
     members = sum(its.members for its in there.values())
     if members != recipe.members:

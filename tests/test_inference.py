@@ -745,3 +745,24 @@ def test_cuda_names_the_same_emotions(run: Run, synthetic_splits: Splits) -> Non
     expected, found = (Classifier.from_run(run, device=name).predict(list(images)) for name in ("cpu", "cuda"))
     for one_there, one_here in zip(found, expected, strict=True):
         assert one_there.probabilities == pytest.approx(one_here.probabilities, abs=5e-3)
+
+
+def test_what_cannot_be_answered_leaves_no_empty_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "face.png"
+    Image.new("L", (48, 48)).save(path)
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    mine.mkdir()
+    for folder in (out, mine):
+        assert inference.main([str(path), "--model", "no_such", "--out", str(folder)]) == 2
+    assert not out.exists()
+    assert mine.is_dir(), "what was there before is the user's"
+
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inference, "_answer_all", interrupted)
+    assert inference.main([str(path), "--out", str(out)]) == 130
+    assert capsys.readouterr().err.endswith("interrupted\n")
+    assert not out.exists()
