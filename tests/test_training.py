@@ -946,7 +946,7 @@ GENTLE: dict[str, Any] = {"optimizer": "sgd", "lr": 1e-3, "schedule": "constant"
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"mixup": 0.2}, {"balance": "loss", "dropout": 0.2}, {"ema": 0.9}, {"members": 2}],
+    [{}, {"mixup": 0.2}, {"balance": "loss", "dropout": 0.2}, {"ema": 0.9}, {"members": 2, "clip_norm": None}],
     ids=["plain", "mixup", "balanced-dropout", "ema", "members"],
 )
 def test_a_cuda_graph_trains_what_launches_train(fields: dict[str, Any], splits: Splits, tmp_path: Path) -> None:
