@@ -378,11 +378,14 @@ def card(name: str, model: Boxed) -> str:
             "It was put together from trained runs and not trained further: its logits are the mean of its networks'.",
             *(f"`{part['run']}`: {_trained(part['recipe'], part)}" for part in parts),
         ]
+    settled = all(part.get("keep_epoch") for part in (each["recipe"] for each in (parts or [model.training])))
+    chosen = "Epoch and temperature were chosen on validation faces, so the validation scores are a little too good; "
+    if settled:
+        chosen = "The epoch was settled before training; the temperature alone was fitted on validation faces, and "
     lines += [
         "",
         "Clean faces have no exact copy among those that the network was trained on or chosen by. "
-        "Epoch and temperature were chosen on validation faces, so the validation scores are a little too good; "
-        "test faces chose nothing. This prints the scores of this file and holds them against this card:",
+        f"{chosen}test faces chose nothing. This prints the scores of this file and holds them against this card:",
         "",
         "```",
         f"python -m fer_utils.box --check {name} --data DATA",

@@ -255,6 +255,10 @@ class Recipe(_Strict):
     seed: int = Field(0, ge=0)
     early_stopping: int | None = Field(None, ge=1)
     """Epochs without a better validation accuracy before the training ends."""
+    keep_epoch: int | None = Field(None, ge=1)
+    """The epoch whose network is kept as the best, whatever validation says of it; training ends there, or with
+    ``epochs`` where those are fewer. For faces too few to choose by, when other faces have settled it. Null keeps the
+    epoch with the best validation accuracy."""
     precision: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     """Arithmetic of the network: ``auto`` is bfloat16 where the hardware has it, else float32; float64 is to check."""
     compile: bool = False
@@ -273,6 +277,8 @@ class Recipe(_Strict):
             problems.append("schedule plateau watches the validation loss, but val_fraction is 0")
         if self.early_stopping and self.val_fraction == 0:
             problems.append("early_stopping watches the validation accuracy, but val_fraction is 0")
+        if self.early_stopping and self.keep_epoch:
+            problems.append("keep_epoch says where training ends, so early_stopping cannot: set one of them to none")
         stock = {
             "stem": "imagenet",
             "max_pool": True,
@@ -339,6 +345,11 @@ class Recipe(_Strict):
         """The runs that ``start`` names."""
         return _names(self.start)
 
+    @property
+    def trained_epochs(self) -> int:
+        """How many of its epochs are trained, early stopping aside."""
+        return self.epochs if self.keep_epoch is None else min(self.keep_epoch, self.epochs)
+
     def dump(self) -> str:
         """Return the recipe as YAML, every field, in the order of this class."""
         values = self.model_dump(mode="json")
@@ -390,6 +401,12 @@ def load(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> Reci
 def in_epochs(number: int) -> str:
     """Return ``1 epoch``, ``60 epochs``."""
     return f"{number} epoch" if number == 1 else f"{number} epochs"
+
+
+def length(recipe: Recipe) -> str:
+    """Return how long a recipe trains: ``60 epochs``, or ``38 of 48 epochs`` where ``keep_epoch`` ends it."""
+    whole = in_epochs(recipe.epochs)
+    return whole if recipe.trained_epochs == recipe.epochs else f"{recipe.trained_epochs} of {whole}"
 
 
 def changes(recipe: Recipe) -> dict[str, str] | None:

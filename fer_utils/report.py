@@ -65,7 +65,7 @@ _SENTENCES: Final = {
     "confident_mistakes": "Each above the training face whose pixels correlate with it most, mirrored or not.",
     "suspect_labels": "Found by confident learning (Northcutt et al. 2021). They stay in every score.",
     "loss_curve": "Training loss is of augmented faces, so it may lie above that of validation.",
-    "accuracy_curve": "The epoch with the best validation accuracy is the one that is evaluated.",
+    "accuracy_curve": "The epoch with the best validation accuracy is evaluated, unless the recipe names one.",
     "learning_rate": "As the schedule planned it, and as each epoch ended.",
     "first_filters": "The kernels of the first convolution.",
     "class_distributions": "The emotions are far from equally frequent.",
@@ -163,9 +163,11 @@ class _About:
             return f"Put together from trained runs and not trained further: {', '.join(each)}."
         # A model that was unpacked from the box knows what it was to be, and not how its training went.
         known = len(self.history) > 0
-        epochs = len(self.history) if known else self.recipe.epochs
+        epochs = len(self.history) if known else self.recipe.trained_epochs
         told = f"{recipes.in_epochs(epochs)}, seed {self.recipe.seed}; the network is that of epoch {epoch}"
-        if known and self.history["val_accuracy"].notna().any():
+        if self.recipe.keep_epoch is not None:
+            told += ", settled before training"
+        elif known and self.history["val_accuracy"].notna().any():
             told += ", the best on validation faces"
         duration = f"{self.duration()} " if known else ""
         return f"{told}. Trained {duration}on {self.machine()}."

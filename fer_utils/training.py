@@ -120,14 +120,14 @@ def learning_rates(recipe: Recipe, steps_per_epoch: int) -> npt.NDArray[np.float
 
 
 def image_sizes(recipe: Recipe) -> list[int]:
-    """Return the input size of each epoch: ``image_size``, or rising to it in steps of 4 where ``progressive``.
+    """Return the input size of each epoch that is trained: ``image_size``, or rising to it where ``progressive``.
 
-    The last epoch has ``image_size`` itself, at which the network is evaluated.
+    It rises in steps of 4; the last epoch has ``image_size`` itself, at which the network is evaluated.
     """
     if recipe.progressive is None:
-        return [recipe.image_size] * recipe.epochs
+        return [recipe.image_size] * recipe.trained_epochs
     low, high = min(recipe.progressive, recipe.image_size), recipe.image_size
-    share = np.linspace(0, 1, recipe.epochs) if recipe.epochs > 1 else np.ones(recipe.epochs)
+    share = np.linspace(0, 1, recipe.trained_epochs) if recipe.trained_epochs > 1 else np.ones(recipe.trained_epochs)
     rising = [min(high, low + 4 * round((high - low) * float(part) / 4)) for part in share]
     return [*rising[:-1], high] if rising else []
 
@@ -988,21 +988,21 @@ def _fit(
     if ranks.rank == 0:
         how = f"resumed after epoch {state.epoch}" if resumed else f"{len(train):,} training faces"
         processes = f", {ranks.world} processes" if ranks.world > 1 else ""
-        length = f"{recipes.in_epochs(recipe.epochs)}, {len(bounds)} steps each"
+        length = f"{recipes.length(recipe)}, {len(bounds)} steps each"
         log(f"{recipe.name}: {how}, {length}, {where}, {arithmetic}{processes}")
     if state.teacher is not None and recipe.teacher_views != "same" and state.answers is None:
         if ranks.rank == 0:
             log(f"{recipe.name}: asking the teacher about {len(train):,} faces ({recipe.teacher_views})")
         state.answers = state.teacher.answer(train, recipe.teacher_views, where, arithmetic, ranks)
     with checkpoint.Saver() as saver:
-        while state.epoch < recipe.epochs and not _stopped_early(state):
+        while state.epoch < recipe.trained_epochs and not _stopped_early(state):
             if stop_after is not None and state.epoch >= stop_after:
                 break
             row = _epoch(steps, splits, run, bounds, saver, log)
             if ranks.rank == 0:
                 if on_epoch is not None:
                     on_epoch(row)
-                log(describe_epoch(row, recipe.epochs))
+                log(describe_epoch(row, recipe.trained_epochs))
     if recipe.epochs == 0:
         _keep_start(steps, splits.val, run, log)
     if ranks.rank == 0 and _stopped_early(state):
@@ -1289,9 +1289,9 @@ def _after_epoch(
     recipe = state.recipe
     if row["val_loss"] is not None:
         _watch_plateau(state, row["val_loss"])
-    # Without a validation part the last epoch is the best that can be known.
+    # Without a validation part the last epoch is the best that can be known; with keep_epoch the last one is it.
     score = row["val_accuracy"] if row["val_accuracy"] is not None else 0.0
-    better = score > state.best_accuracy or row["val_accuracy"] is None
+    better = score > state.best_accuracy or row["val_accuracy"] is None or recipe.keep_epoch is not None
     if better:
         state.best_accuracy, state.best_epoch = score, state.epoch
     if ranks.rank != 0:

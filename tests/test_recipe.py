@@ -145,6 +145,7 @@ WRONG = {
     "more than the face": ("epochs: 1\naugment:\n  erasing: {scale: [0.5, 1.5]}\n", 3, ["augment.erasing.scale"]),
     "unknown backbone": ("epochs: 1\nbackbone: resnet81\n", 2, ["'resnet81'", "did you mean resnet18?", "vgg16"]),
     "no validation to watch": ("epochs: 1\nval_fraction: 0\nschedule: plateau\n", 2, ["schedule plateau", "line 3"]),
+    "two ends": ("epochs: 9\nkeep_epoch: 3\nearly_stopping: 3\n", 3, ["keep_epoch", "early_stopping", "line 2"]),
     "no validation to stop by": ("epochs: 1\nval_fraction: 0\nearly_stopping: 3\n", 3, ["early_stopping", "line 2"]),
     "stem of no ResNet": ("backbone: vgg16\nepochs: 1\nstem: 3x3s1\n", 3, ["stem", "vgg16", "line 1"]),
     "stem of no ImageNet": ("epochs: 1\nweights: imagenet\nstem: 3x3s2\n", 3, ["7×7", "3x3s2", "line 2"]),

@@ -315,6 +315,38 @@ def test_early_stopping_ends_after_the_epochs_without_a_better_accuracy(splits: 
     assert "stopped early" in lines[-1]
 
 
+def test_keep_epoch_ends_there_and_keeps_it_whatever_validation_says(splits: Splits, tmp_path: Path) -> None:
+    lines: list[str] = []
+    # A rate too small to change any prediction: by validation the first epoch would be kept.
+    recipe = tiny(epochs=4, keep_epoch=3, lr=1e-12, ema=0.0, schedule="constant", freeze_batch_norm=False)
+    run = fit(recipe, splits, Run.create(tmp_path / "run"), device="cpu", log=lines.append)
+    assert run.history()["epoch"].tolist() == [1, 2, 3]
+    assert checkpoint.load_model(run).epoch == 3
+    assert "3 of 4 epochs" in lines[0]
+    assert "epoch 3/3" in lines[-1]
+
+
+def test_keep_epoch_is_a_training_of_all_epochs_until_then(splits: Splits, tmp_path: Path) -> None:
+    whole = fit(tiny(epochs=4), splits, Run.create(tmp_path / "whole"), device="cpu", log=silent, stop_after=2)
+    ended = fit(tiny(epochs=4, keep_epoch=2), splits, Run.create(tmp_path / "ended"), device="cpu", log=silent)
+    columns = [name for name in training.COLUMNS if name not in TIMING_COLUMNS]
+    assert whole.history()[columns].equals(ended.history()[columns])
+    last, kept = checkpoint.load_model(whole, "last"), checkpoint.load_model(ended, "best")
+    assert kept.epoch == 2
+    for name, value in last.model.state_dict().items():
+        assert torch.equal(value, kept.model.state_dict()[name]), name
+
+
+def test_keep_epoch_beyond_the_epochs_is_the_last(splits: Splits, tmp_path: Path) -> None:
+    run = fit(tiny(epochs=1, keep_epoch=9), splits, Run.create(tmp_path / "run"), device="cpu", log=silent)
+    assert checkpoint.load_model(run).epoch == len(run.history()) == 1
+
+
+def test_growing_sizes_end_at_the_whole_size_in_the_epoch_that_is_kept() -> None:
+    sizes = training.image_sizes(tiny(epochs=9, keep_epoch=3, image_size=48, progressive=32))
+    assert sizes == [32, 40, 48]
+
+
 def test_class_weights_are_inverse_frequencies() -> None:
     targets = np.array([0] * 6 + [3] * 2, dtype=np.int64)
     weights = training.class_weights(tiny(balance="loss"), targets)
