@@ -14,7 +14,6 @@ import bars
 import torch
 
 from fer_utils import models, recipe, sources, training
-from fer_utils.augment import draw
 from fer_utils.devices import choose_device, choose_precision
 from fer_utils.faces import Faces
 from fer_utils.preprocessing import Preprocessing
@@ -36,13 +35,13 @@ def training_step(
         state.model,
         torch.from_numpy(faces.images).to(device),
         torch.from_numpy(faces.targets).to(device),
+        torch.from_numpy(faces.targets),
         torch.ones(7, device=device),
         Preprocessing.of(settings, faces),
         choose_precision(settings.precision, device),
         training.Ranks(),
     )
-    draws = draw(settings.augment, len(faces), seed=0, epoch=0).to(device)
-    steps.begin(training.Epoch(torch.arange(len(faces), device=device), draws, None, settings.image_size))
+    steps.begin(0)
     return lambda: steps((0, len(faces)), 1.0)
 
 

@@ -171,7 +171,7 @@ def model_state(model: nn.Module, preprocessing: Preprocessing, recipe: Recipe, 
 
 
 def load_model(run: Run, which: Literal["best", "last"] = "best", device: torch.device | None = None) -> LoadedModel:
-    """Load a run's network: of its best epoch by validation accuracy, or of its last.
+    """Load a run's network: of its best epoch, by validation accuracy or by ``keep_epoch``, or of its last.
 
     Where the recipe keeps a moving average of the weights, that is what is loaded.
 

@@ -11,8 +11,8 @@
     whole ``val`` and ``test``, their ``_clean`` faces without an exact copy among those that the training saw or chose
     by, and ``_clean_near`` without a near copy either.
 
-Whatever is chosen, is chosen on validation faces: the epoch, and the temperature that scales the probabilities of test
-faces. Test scores are reported and choose nothing.
+Whatever is chosen, is chosen on validation faces: the epoch, unless ``keep_epoch`` settles it, and the temperature that
+scales the probabilities of test faces. Test scores are reported and choose nothing.
 """
 
 from __future__ import annotations

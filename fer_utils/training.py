@@ -328,16 +328,21 @@ class Epoch:
     size: int
 
     @classmethod
-    def plan(cls, recipe: Recipe, targets: Tensor, epoch: int, device: torch.device) -> Epoch:
-        """Draw epoch ``epoch`` (from 0) at once on the CPU, and move it to the device."""
+    def plan(cls, recipe: Recipe, targets: Tensor, epoch: int) -> Epoch:
+        """Draw epoch ``epoch`` (from 0) at once, on the CPU; ``targets`` (N,) are there too."""
         n = len(targets)
         balanced = targets if recipe.balance == "sampling" else None
         order = epoch_order(n, seed=recipe.seed, epoch=epoch, targets=balanced)
         draws = draw(recipe.augment, n, seed=recipe.seed, epoch=epoch)
         mixing = None
         if recipe.mixup > 0 or recipe.cutmix > 0:
-            mixing = mix_draw(n, mixup=recipe.mixup, cutmix=recipe.cutmix, seed=recipe.seed, epoch=epoch).to(device)
-        return cls(order.to(device), draws.to(device), mixing, image_sizes(recipe)[epoch])
+            mixing = mix_draw(n, mixup=recipe.mixup, cutmix=recipe.cutmix, seed=recipe.seed, epoch=epoch)
+        return cls(order, draws, mixing, image_sizes(recipe)[epoch])
+
+    def to(self, device: torch.device) -> Epoch:
+        """Return the plan on a device."""
+        partner = None if self.partner is None else self.partner.to(device)
+        return Epoch(self.order.to(device), self.draws.to(device), partner, self.size)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all that was drawn, by name."""
@@ -660,6 +665,8 @@ class Steps:
     forward: nn.Module
     images: Tensor
     targets: Tensor
+    labels: Tensor
+    """The targets on the CPU."""
     weights: Tensor
     preprocessing: Preprocessing
     precision: Precision
@@ -667,6 +674,8 @@ class Steps:
     graph: StepGraph | None = None
     plan: Epoch = field(init=False)
     """Of the epoch under way; ``begin`` sets it."""
+    ahead: dict[int, Epoch] = field(default_factory=dict)
+    """The plan of the next epoch by its number, on the CPU, where it was drawn ahead."""
 
     @property
     def captures(self) -> bool:
@@ -674,9 +683,16 @@ class Steps:
         fused = self.precision in ("bfloat16", "float32")
         return self.images.is_cuda and self.state.recipe.cuda_graph and fused and self.ranks.world == 1
 
-    def begin(self, plan: Epoch) -> None:
-        """Make ready for an epoch."""
-        self.plan = plan
+    def draw_ahead(self, epoch: int) -> None:
+        """Draw the plan of epoch ``epoch`` (from 0), while a device is still at work on the steps before it."""
+        recipe = self.state.recipe
+        if epoch < recipe.trained_epochs:
+            self.ahead = {epoch: Epoch.plan(recipe, self.labels, epoch)}
+
+    def begin(self, epoch: int) -> None:
+        """Make ready for epoch ``epoch`` (from 0)."""
+        drawn = self.ahead.pop(epoch, None) or Epoch.plan(self.state.recipe, self.labels, epoch)
+        self.plan = plan = drawn.to(self.images.device)
         if self.graph is not None and self.graph.fits(plan):
             self.graph.take(plan)
         else:
@@ -981,10 +997,11 @@ def _fit(
             "processes: resume it in one process"
         )
     images = torch.from_numpy(train.images).to(where)
-    targets = torch.from_numpy(train.targets).to(where)
+    labels = torch.from_numpy(train.targets)
+    targets = labels.to(where)
     weights = torch.tensor(class_weights(recipe, train.targets), device=where, dtype=torch.float32)
     forward = _forward(state, ranks, where)
-    steps = Steps(state, forward, images, targets, weights, preprocessing, arithmetic, ranks)
+    steps = Steps(state, forward, images, targets, labels, weights, preprocessing, arithmetic, ranks)
     if ranks.rank == 0:
         how = f"resumed after epoch {state.epoch}" if resumed else f"{len(train):,} training faces"
         processes = f", {ranks.world} processes" if ranks.world > 1 else ""
@@ -1180,10 +1197,9 @@ def _epoch(
 ) -> Row:
     state, ranks, device = steps.state, steps.ranks, steps.images.device
     recipe = state.recipe
-    plan = Epoch.plan(recipe, steps.targets.cpu(), state.epoch, device)
     models.set_training_mode(state.model, recipe)
-    steps.begin(plan)
     first, started = state.step, time.perf_counter()
+    steps.begin(state.epoch)
     saved = told = started
     before = state.spent
     lr_factor = 1.0
@@ -1205,6 +1221,7 @@ def _epoch(
             saved = now
             state.spent = before + now - started
             _save_inside(state, run, saver)
+    steps.draw_ahead(state.epoch + 1)
     loss, weight, correct = ranks.sum(state.sums.clone()).tolist()  # waits for the device
     train_seconds = before + time.perf_counter() - started
     _check_finite(state, loss, run)
@@ -1214,7 +1231,7 @@ def _epoch(
         "train_loss": loss / weight,
         "train_accuracy": correct / (bounds[-1][1] - bounds[0][0]),
         "lr": recipe.lr * lr_factor,
-        "image_size": plan.size,
+        "image_size": steps.plan.size,
     }
     checked = time.perf_counter()
     row |= _validate(state, splits.val, steps.preprocessing, run, device, steps.precision, ranks)

@@ -909,7 +909,7 @@ def test_cuda_steps_do_not_wait_for_the_host(fields: dict[str, Any], splits: Spl
     images = torch.from_numpy(splits.train.images).to(device)
     targets = torch.from_numpy(splits.train.targets).to(device)
     weights = torch.tensor(training.class_weights(recipe, splits.train.targets), device=device, dtype=torch.float32)
-    plan = training.Epoch.plan(recipe, targets.cpu(), 0, device)
+    plan = training.Epoch.plan(recipe, targets.cpu(), 0).to(device)
     models.set_training_mode(state.model, recipe)
 
     def step(bounds: tuple[int, int]) -> None:
