@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +349,19 @@ def test_the_card_says_what_matters(filled: Path, run: Run) -> None:
         "python -m fer_utils.box --check fast",
     ):
         assert text in card, text
+
+
+def test_the_card_tells_what_chose_the_epoch(filled: Path) -> None:
+    _, model = box.entry("fast", filled)
+    assert "Epoch and temperature were chosen on validation faces" in box.card("fast", model)
+    settled = {**model.training, "recipe": {**model.training["recipe"], "keep_epoch": 3}}
+    card = box.card("fast", replace(model, training=settled))
+    assert "The epoch was settled before training; the temperature alone" in card
+    assert "Epoch and temperature" not in card
+    # Of two parts one was chosen by validation.
+    recipes = (settled["recipe"], model.training["recipe"])
+    parts = [{**model.training, "recipe": recipe, "run": "a"} for recipe in recipes]
+    assert "Epoch and temperature" in box.card("fast", replace(model, training={**settled, "parts": parts}))
 
 
 def test_the_card_is_checked_against_the_file(

@@ -148,6 +148,14 @@ def test_the_model_card_tells_use_limits_scores_and_environment(trained: Run) ->
             assert line.count("|") >= 3
 
 
+def test_the_page_tells_an_epoch_that_was_settled_from_one_that_validation_chose(run: Run) -> None:
+    assert ", the best on validation faces" in report.write(run).read_text(encoding="utf-8")
+    run.write_recipe(run.recipe.model_copy(update={"keep_epoch": 2}))
+    page = report.write(run).read_text(encoding="utf-8")
+    assert ", settled before training" in page
+    assert "the best on validation faces" not in page
+
+
 def test_the_command_gives_the_same_recipe(run: Run) -> None:
     changes = {"lr": 1e-4, "head": (64, 32), "optimizer": "sgd", "nesterov": False, "dedupe": "exact"}
     for recipe in (
