@@ -378,7 +378,7 @@ def card(name: str, model: Boxed) -> str:
             "It was put together from trained runs and not trained further: its logits are the mean of its networks'.",
             *(f"`{part['run']}`: {_trained(part['recipe'], part)}" for part in parts),
         ]
-    settled = all(part.get("keep_epoch") for part in (each["recipe"] for each in (parts or [model.training])))
+    settled = all(each["recipe"].get("keep_epoch") for each in parts or [model.training])
     chosen = "Epoch and temperature were chosen on validation faces, so the validation scores are a little too good; "
     if settled:
         chosen = "The epoch was settled before training; the temperature alone was fitted on validation faces, and "
