@@ -236,6 +236,17 @@ def test_a_checkpoint_of_another_label_order_is_refused(run: Run, tmp_path: Path
         Classifier.from_run(other)
 
 
+def test_a_file_whose_header_has_the_length_of_a_pickle_s_first_byte_is_read(run: Run, tmp_path: Path) -> None:
+    engine, file = export.of_run(run), tmp_path / "model.safetensors"
+    for longer in range(256):
+        recipe = engine.description.recipe.model_copy(update={"description": "x" * longer})
+        export.write_safetensors(file, engine.model, replace(engine.description, recipe=recipe), torch.float32)
+        if file.read_bytes()[:1] == b"\x80":
+            break
+    assert file.read_bytes()[:1] == b"\x80"
+    assert export.open_file(file).description.recipe == recipe
+
+
 def test_files_that_are_no_export_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="there is no such file"):
         export.open_file(tmp_path / "absent.onnx")
