@@ -35,7 +35,6 @@ def training_step(
         state.model,
         torch.from_numpy(faces.images).to(device),
         torch.from_numpy(faces.targets).to(device),
-        torch.from_numpy(faces.targets),
         torch.ones(7, device=device),
         Preprocessing.of(settings, faces),
         choose_precision(settings.precision, device),

@@ -665,17 +665,20 @@ class Steps:
     forward: nn.Module
     images: Tensor
     targets: Tensor
-    labels: Tensor
-    """The targets on the CPU."""
     weights: Tensor
     preprocessing: Preprocessing
     precision: Precision
     ranks: Ranks
     graph: StepGraph | None = None
+    labels: Tensor = field(init=False)
+    """The targets on the CPU: to fetch them there later would wait for the device."""
     plan: Epoch = field(init=False)
     """Of the epoch under way; ``begin`` sets it."""
     ahead: dict[int, Epoch] = field(default_factory=dict)
     """The plan of the next epoch by its number, on the CPU, where it was drawn ahead."""
+
+    def __post_init__(self) -> None:
+        self.labels = self.targets.cpu()
 
     @property
     def captures(self) -> bool:
@@ -997,11 +1000,10 @@ def _fit(
             "processes: resume it in one process"
         )
     images = torch.from_numpy(train.images).to(where)
-    labels = torch.from_numpy(train.targets)
-    targets = labels.to(where)
+    targets = torch.from_numpy(train.targets).to(where)
     weights = torch.tensor(class_weights(recipe, train.targets), device=where, dtype=torch.float32)
     forward = _forward(state, ranks, where)
-    steps = Steps(state, forward, images, targets, labels, weights, preprocessing, arithmetic, ranks)
+    steps = Steps(state, forward, images, targets, weights, preprocessing, arithmetic, ranks)
     if ranks.rank == 0:
         how = f"resumed after epoch {state.epoch}" if resumed else f"{len(train):,} training faces"
         processes = f", {ranks.world} processes" if ranks.world > 1 else ""
