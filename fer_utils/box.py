@@ -262,6 +262,8 @@ def score(engine: Engine, splits: Splits) -> dict[str, Any]:
                 "clean_near": found.clean_near[part],
             }
         )
+        if splits.halves is not None:
+            table["half"] = splits.halves if part == "test" else ""
         table[evaluation.columns()] = engine(faces.images)
         tables.append(table)
     measured = evaluation.measure(pd.concat(tables, ignore_index=True))
@@ -435,13 +437,15 @@ def check(
 
     Returns:
         True when on every set of faces the number of right ones is the card's, give or take one, the loss is the card's
-        to 0.001, and the card says what ``box.json`` does.
+        to 0.001, and the card says what ``box.json`` does. Where the test part of these faces is both of the
+        challenge's halves, the card may be of either; the sets that it does not have are told too.
 
     Raises:
         ExportError: the box has no such model, or its file was altered.
         SourceError: the faces cannot be read.
     """
     from fer_utils import sources
+    from fer_utils.evaluation import SET_TITLES
 
     folder = folder or WEIGHTS
     chosen, model = entry(name, folder)
@@ -453,24 +457,45 @@ def check(
     if not right:
         log(f"these faces have fingerprint {splits.fingerprint()}, the card's {model.data['fingerprint']}: other faces")
     scored = score(engine, splits)["scores"]
-    log(f"{'faces':16} {'right, card':>15} {'right, found':>15}")
-    for key, told in model.scores.items():
-        found = scored.get(key)
-        if found is None:
-            log(f"{key:16} there are none")
-            right = False
-            continue
-        agrees = found["faces"] == told["faces"] and abs(found["correct"] - told["correct"]) <= 1
-        # The file's probabilities are scaled already.
-        agrees &= abs(found["nll"]["value"] - told["scaled"]["nll"]["value"]) < 1e-3
+    # The card may be of one of the challenge's halves, where the test part of these faces is both.
+    places = [place for place in ("test", "public", "private") if place in scored] or ["test"]
+    placed = {place: _against(model.scores, scored, place) for place in places}
+    place = next((place for place, agrees in placed.items() if all(agrees.values())), places[0])
+    log(f"{'faces':28} {'right, card':>15} {'right, found':>15}")
+    for (key, agrees), told in zip(placed[place].items(), model.scores.values(), strict=True):
+        if key not in scored:
+            log(f"{SET_TITLES[key]:28} there are none")
+        else:
+            told_text, found_text = (f"{held['correct']:,} of {held['faces']:,}" for held in (told, scored[key]))
+            log(f"{SET_TITLES[key]:28} {told_text:>15} {found_text:>15}{'' if agrees else '  differs'}")
         right &= agrees
-        told_text, found_text = (f"{held['correct']:,} of {held['faces']:,}" for held in (told, found))
-        log(f"{key:16} {told_text:>15} {found_text:>15}{'' if agrees else '  differs'}")
+    for key in [key for key in scored if key not in placed[place]]:
+        accuracy = scored[key]["accuracy"]
+        interval = f"{accuracy['value']:.2%} ({accuracy['low']:.2%} to {accuracy['high']:.2%})"
+        log(
+            f"{SET_TITLES[key]:28} {'not there':>15} {scored[key]['correct']:,} of {scored[key]['faces']:,}, {interval}"
+        )
     if (folder / f"{chosen}.md").read_text(encoding="utf-8") != card(chosen, model):
         log(f"{chosen}.md does not say what box.json does")
         right = False
     log(f"the numbers of {chosen}'s card are {'reproduced' if right else 'NOT reproduced'}")
     return right
+
+
+def _against(told: dict[str, Any], found: dict[str, Any], place: str) -> dict[str, bool]:
+    """Return for each set of a card, its test part taken for ``place``, whether the scores found are the card's."""
+    agrees = {}
+    for name, held in told.items():
+        key = name.replace("test", place, 1)
+        scores = found.get(key)
+        # The file's probabilities are scaled already.
+        agrees[key] = (
+            scores is not None
+            and scores["faces"] == held["faces"]
+            and abs(scores["correct"] - held["correct"]) <= 1
+            and abs(scores["nll"]["value"] - held["scaled"]["nll"]["value"]) < 1e-3
+        )
+    return agrees
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,12 +4,13 @@
 
 ``predictions.parquet``
     A row per face: name, digest (of the pixels), split (``val`` or ``test``), target (-1 where unlabelled), clean,
-    clean_near, and a probability per emotion and view: ``p_angry`` ... for the face as it is, ``p_flip_angry`` ... and
-    ``p_ten_crop_angry`` ... with test-time augmentation. Anything else can be recomputed from it.
+    clean_near, where the test part holds both of the challenge's halves the half (``PublicTest``, ``PrivateTest``,
+    nothing for validation faces), and a probability per emotion and view: ``p_angry`` ... for the face as it is,
+    ``p_flip_angry`` ... and ``p_ten_crop_angry`` ... with test-time augmentation. Anything else can be recomputed.
 ``metrics.json``
     Scores with their intervals (``fer_utils.metrics``) under ``scores``, by set of faces and by view. The sets are the
     whole ``val`` and ``test``, their ``_clean`` faces without an exact copy among those that the training saw or chose
-    by, and ``_clean_near`` without a near copy either.
+    by, and ``_clean_near`` without a near copy either; where there are both halves, those of each too.
 
 Whatever is chosen, is chosen on validation faces: the epoch, unless ``keep_epoch`` settles it, and the temperature that
 scales the probabilities of test faces. Test scores are reported and choose nothing.
@@ -34,21 +35,21 @@ from fer_utils.audit import Audit, audit
 from fer_utils.checkpoint import load_model
 from fer_utils.devices import choose_device, choose_precision
 from fer_utils.emotions import EMOTIONS, UNLABELLED
-from fer_utils.faces import Faces, Images, Part, Splits
+from fer_utils.faces import HALVES, Faces, Images, Part, Splits
 from fer_utils.files import replacing, sha256
 from fer_utils.metrics import Comparison, Interval, Measured
 from fer_utils.prediction import TTA, predict
 from fer_utils.runs import SCHEMA_VERSION, Run, RunError, describe_data
 from fer_utils.sources.reading import OnBad
 
-SETS: Final = ("test", "test_clean", "test_clean_near", "val", "val_clean", "val_clean_near")
+_PLACES: Final = {"test": "test", "val": "validation", "public": HALVES[0], "private": HALVES[1]}
+_FLAGS: Final = {"": "all", "clean": "clean", "clean_near": "no near copies"}
+SETS: Final = tuple(f"{part}_{flag}".rstrip("_") for part in ("test", "val") for flag in _FLAGS)
+HALF_SETS: Final = tuple(f"{half}_{flag}".rstrip("_") for half in ("public", "private") for flag in _FLAGS)
+"""What there is besides where the test part holds both of the challenge's halves."""
+_WITH_HALVES: Final = (*SETS[:3], *HALF_SETS, *SETS[3:])
 SET_TITLES: Final = {
-    "test": "test, all",
-    "test_clean": "test, clean",
-    "test_clean_near": "test, no near copies",
-    "val": "validation, all",
-    "val_clean": "validation, clean",
-    "val_clean_near": "validation, no near copies",
+    name: f"{_PLACES[name.partition('_')[0]]}, {_FLAGS[name.partition('_')[2]]}" for name in _WITH_HALVES
 }
 VIEW_TITLES: Final[dict[TTA, str]] = {"none": "single view", "flip": "with its mirror image", "ten_crop": "ten crops"}
 
@@ -100,7 +101,7 @@ class Evaluation:
         return " (synthetic faces)" if self.metrics["data"]["synthetic"] else ""
 
     def rows(self, name: str) -> pd.DataFrame:
-        """Return the rows of a set, one of ``SETS``."""
+        """Return the rows of a set, one of ``SETS`` or ``HALF_SETS``."""
         return _rows(self.predictions, name)
 
     def targets(self, name: str) -> npt.NDArray[np.int64]:
@@ -112,7 +113,7 @@ class Evaluation:
         """Return the probabilities of a set, float64 (N, 7).
 
         Args:
-            name: one of ``SETS``.
+            name: one of ``SETS`` or ``HALF_SETS``.
             view: which view.
             scaled: apply the temperature that was fitted on validation faces.
 
@@ -150,9 +151,8 @@ class Evaluation:
             EvaluationError: the predictions are not of these faces.
         """
         _check_faces(self.predictions, splits)
-        part, _, flag = name.partition("_")
-        rows = self.rows(part)
-        return splits[part].select(rows[flag].to_numpy(dtype=bool) if flag else slice(None))
+        part = _part(name)
+        return splits[part].select(_chosen(self.rows(part), name))
 
     def table(self, name: str) -> pd.DataFrame:
         """Return a set's scores in words: a row per score, a column per view, each with its interval."""
@@ -196,7 +196,7 @@ class Evaluation:
         return {
             SET_TITLES[name]: {VIEW_TITLES[view]: _interval(held["accuracy"]) for view, held in views.items()}
             for name, views in self.metrics["scores"].items()
-            if name in _PARTS or faces[name] < faces[name.split("_")[0]]
+            if name in _PLACES or faces[name] < faces[name.partition("_")[0]]
         }
 
 
@@ -269,6 +269,8 @@ def evaluate(
                 "clean_near": found.clean_near[name],
             }
         )
+        if splits.halves is not None:
+            table["half"] = splits.halves if name == "test" else ""
         for view in views:
             probabilities = predict(
                 loaded.model,
@@ -313,9 +315,9 @@ def measure(
     else:
         temperature_note = "none was fitted, since there are no labelled validation faces"
     scores: dict[str, dict[str, Any]] = {}
-    for name in SETS:
+    for name in _sets(predictions):
         rows = _rows(predictions, name)
-        if name.split("_")[0] in labelled and len(rows):
+        if _part(name) in labelled and len(rows):
             targets = rows["target"].to_numpy(dtype=np.int64)
             scores[name] = {
                 view: _scored(rows[columns(view)].to_numpy(), targets, temperature.get(view), draws, seed)
@@ -335,7 +337,7 @@ def measure(
         "part": reported,
         "note": note,
         "views": views,
-        "faces": {name: len(_rows(predictions, name)) for name in SETS},
+        "faces": {name: len(_rows(predictions, name)) for name in _sets(predictions)},
         "bootstrap": {"draws": draws, "seed": seed, "level": metrics.LEVEL},
         "temperature": temperature,
         "temperature_note": temperature_note,
@@ -446,7 +448,7 @@ def load_evaluation(run: Run, splits: Splits | None = None) -> Evaluation:
             f"{run.file('metrics.json')}: label order {values.get('emotions')} is not this version's {list(EMOTIONS)}"
         )
     predictions = _read_predictions(run)
-    faces = {name: len(_rows(predictions, name)) for name in SETS}
+    faces = {name: len(_rows(predictions, name)) for name in _sets(predictions)}
     if faces != values["faces"]:
         raise EvaluationError(
             f"{run.file('predictions.parquet')} holds {_counts(faces)} faces, but metrics.json is of "
@@ -614,6 +616,9 @@ def _headline_lines(values: Mapping[str, Any], name: str, part: str) -> Iterator
     if name != part:
         whole = values["scores"][part]["none"]
         yield f"accuracy {whole['accuracy']['value']:.2%} on {whole['faces']:,} faces ({SET_TITLES[part]})"
+    if part == "test" and HALF_SETS[0] in values["scores"]:
+        halves = (values["scores"][half]["none"]["accuracy"]["value"] for half in ("public", "private"))
+        yield "of them " + " and ".join(f"{value:.2%} of {half}" for half, value in zip(HALVES, halves, strict=True))
     balanced, macro_f1 = held["balanced_accuracy"]["value"], held["macro_f1"]["value"]
     yield f"balanced accuracy {balanced:.2%}, macro-F1 {macro_f1:.3f} ({title})"
     calibration, chance = f"calibration error {held['ece']['value']:.3f}", held["ece_if_calibrated"]
@@ -626,12 +631,28 @@ def _headline_lines(values: Mapping[str, Any], name: str, part: str) -> Iterator
 # -- small parts ------------------------------------------------------------------------------------------------------
 
 
+def _sets(predictions: pd.DataFrame) -> tuple[str, ...]:
+    """The sets that a table of predictions has, empty ones too."""
+    return _WITH_HALVES if "half" in predictions else SETS
+
+
 def _rows(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
-    if name not in SETS:
-        raise KeyError(f"set {name!r} is none of {', '.join(SETS)}")
-    part, _, flag = name.partition("_")
-    chosen = predictions["split"] == part
-    return predictions[chosen & predictions[flag]] if flag else predictions[chosen]
+    if name not in (known := _sets(predictions)):
+        raise KeyError(f"set {name!r} is none of {', '.join(known)}")
+    return predictions[_chosen(predictions, name)]
+
+
+def _chosen(rows: pd.DataFrame, name: str) -> npt.NDArray[np.bool_]:
+    """Which rows a set has."""
+    place, _, flag = name.partition("_")
+    held = rows["split"] == place if place in _PARTS else rows["half"] == _PLACES[place]
+    chosen: npt.NDArray[np.bool_] = (held & rows[flag] if flag else held).to_numpy(dtype=bool)
+    return chosen
+
+
+def _part(name: str) -> Part:
+    """The part that a set's faces are of."""
+    return "val" if name.startswith("val") else "test"
 
 
 def _labelled(rows: pd.DataFrame) -> bool:

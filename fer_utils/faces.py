@@ -22,6 +22,9 @@ Names = npt.NDArray[np.str_] | npt.NDArray[np.object_]
 Digests = npt.NDArray[np.bytes_]
 Part = Literal["train", "val", "test"]
 PARTS: Final[tuple[Part, ...]] = ("train", "val", "test")
+Halves = npt.NDArray[np.str_]
+HALVES: Final = ("PublicTest", "PrivateTest")
+"""The challenge's two test sets, under its own names; published scores are of one or the other."""
 
 
 def digests(images: Images) -> Digests:
@@ -124,6 +127,8 @@ class Splits:
         rule: one sentence that says how the parts were made.
         skipped: items passed over.
         converted: how many images came in another size or mode and were turned into grey 48×48.
+        halves: which of the challenge's test halves each test face is of, (N,) of ``HALVES``; None where the test part
+            does not hold both, or the source does not tell them apart.
     """
 
     train: Faces
@@ -134,6 +139,14 @@ class Splits:
     rule: str = ""
     skipped: tuple[Skipped, ...] = ()
     converted: int = 0
+    halves: Halves | None = None
+
+    def __post_init__(self) -> None:
+        if self.halves is not None:
+            if self.halves.shape != self.test.targets.shape:
+                raise ValueError(f"halves must be ({len(self.test)},), not {self.halves.shape}")
+            if not np.isin(self.halves, HALVES).all():
+                raise ValueError(f"halves must be {' or '.join(HALVES)}")
 
     def __iter__(self) -> Iterator[tuple[Part, Faces]]:
         for part in PARTS:

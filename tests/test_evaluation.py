@@ -75,6 +75,43 @@ def rewrite_table(run: Run, table: pd.DataFrame | None = None, **about: str) -> 
     pq.write_table(held.replace_schema_metadata(metadata), run.file("predictions.parquet"))
 
 
+# -- both halves of the challenge ------------------------------------------------------------------------------------
+
+
+def test_each_half_of_the_challenge_has_scores_of_its_own(trained: Run, splits: Splits, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run")
+    for name in ("recipe.yaml", "env.json", "best.ckpt"):
+        run.file(name).write_bytes(trained.file(name).read_bytes())
+    halves = np.where(np.arange(len(splits.test)) % 3 == 0, "PublicTest", "PrivateTest")
+    both = dataclasses.replace(splits, halves=halves)
+    found = evaluate(run, both, device="cpu", precision="float32", draws=50)
+    assert list(found.metrics["scores"])[:6] == [
+        "test", "test_clean", "test_clean_near", "public", "public_clean", "public_clean_near",
+    ]  # fmt: skip
+    assert found.headline_set == "test_clean"
+    test = found.predictions[found.predictions["split"] == "test"]
+    right = test[columns()].to_numpy().argmax(axis=1) == test["target"].to_numpy()
+    for name, half in (("public", "PublicTest"), ("private", "PrivateTest")):
+        chosen = halves == half
+        assert found.metrics["faces"][name] == chosen.sum()
+        assert found.measured(name).scores["accuracy"].value == pytest.approx(right[chosen].mean())
+        clean = chosen & test["clean"].to_numpy()
+        assert found.measured(f"{name}_clean").scores["accuracy"].value == pytest.approx(right[clean].mean())
+        assert (found.faces(both, f"{name}_clean").digests == splits.test.digests[clean]).all()
+        assert f"{half}, all" in found.accuracies()
+        assert f"{right[chosen].mean():.2%} of {half}" in " ".join(evaluation.headline(found.metrics))
+    assert (found.rows("val")["half"] == "").all()
+    again = load_evaluation(run, both)
+    pd.testing.assert_frame_equal(again.predictions, found.predictions)
+    assert again.metrics == found.metrics
+
+
+def test_a_test_part_that_is_no_two_halves_has_no_such_sets(found: Evaluation) -> None:
+    assert "half" not in found.predictions
+    with pytest.raises(KeyError, match="public"):
+        found.rows("public")
+
+
 # -- what is stored ---------------------------------------------------------------------------------------------------
 
 

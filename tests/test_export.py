@@ -382,10 +382,30 @@ def test_the_card_is_checked_against_the_file(
     box.put(run, synthetic_splits, "fast", tmp_path)
     lines: list[str] = []
     assert box.check("fast", "synthetic", tmp_path, log=lines.append)
-    assert any(line.startswith("test_clean ") for line in lines)
+    assert any(line.startswith("test, clean ") for line in lines)
     listing = json.loads((tmp_path / "box.json").read_text())
     listing["models"]["fast"]["scores"]["test"]["correct"] += 2
     (tmp_path / "box.json").write_text(json.dumps(listing))
+    assert not box.check("fast", "synthetic", tmp_path)
+
+
+def test_a_card_of_one_half_is_checked_on_both(
+    run: Run, synthetic_splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halves = np.where(np.arange(len(synthetic_splits.test)) % 3 == 0, "PublicTest", "PrivateTest")
+    public = replace(synthetic_splits, test=synthetic_splits.test.select(halves == "PublicTest"))
+    box.put(run, public, "fast", tmp_path)
+    both = replace(synthetic_splits, halves=halves)
+    monkeypatch.setattr("fer_utils.sources.load", lambda *_, **__: both)
+    lines: list[str] = []
+    assert box.check("fast", "synthetic", tmp_path, log=lines.append)
+    assert any(line.startswith("PublicTest, all ") for line in lines)
+    private = next(line for line in lines if line.startswith("PrivateTest, all "))
+    answers = box.open_model(folder=tmp_path)(both.test.images).argmax(1)
+    right = int((answers == both.test.targets)[halves == "PrivateTest"].sum())
+    assert f"not there {right:,} of {(halves == 'PrivateTest').sum():,}, " in private
+    # Of other faces neither half is the card's.
+    monkeypatch.setattr("fer_utils.sources.load", lambda *_, **__: replace(both, halves=halves[::-1]))
     assert not box.check("fast", "synthetic", tmp_path)
 
 

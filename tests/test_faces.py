@@ -245,3 +245,15 @@ def test_drawn_faces_are_called_so_wherever_they_show() -> None:
 def test_a_description_counts_the_parts() -> None:
     splits = Splits(faces([(i, 0) for i in range(1200)]), Faces.empty(), faces([(3, -1)]), "parquet")
     assert describe(splits) == "parquet: 1,200 train, 0 val, 1 test (test part unlabelled), 7 emotions"
+
+
+def test_halves_are_one_known_name_for_each_test_face() -> None:
+    train, test = faces([(1, 0)]), faces([(2, 1), (3, 2)])
+    halves = np.array(["PublicTest", "PrivateTest"])
+    assert Splits(train, Faces.empty(), test, "csv", halves=halves).halves is halves
+    for wrong, told in (
+        (halves[:1], r"\(2,\), not \(1,\)"),
+        (np.array(["PublicTest", "test"]), "PublicTest or Private"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            Splits(train, Faces.empty(), test, "csv", halves=wrong)

@@ -193,6 +193,35 @@ def test_val_fraction_tests_on_the_labelled_of_the_other_parts(tmp_path: Path) -
     assert f"{sum(usage == 'PrivateTest' for _, _, usage in rows):,} have no label" in splits.rule
 
 
+def test_a_test_part_of_both_halves_tells_which_face_is_of_which(tmp_path: Path) -> None:
+    rows = made_rows(usages=("Training", "PublicTest", "PrivateTest"))
+    places = [write_tree(rows, tmp_path / "tree"), write_csv(rows, tmp_path / "fer2013.csv")]
+    for place in places:
+        # The second time from the cache.
+        for _ in range(2):
+            splits = sources.load(place, val_fraction=0.2)
+            assert splits.halves is not None
+            for usage in ("PublicTest", "PrivateTest"):
+                wanted = sorted((i.tobytes(), EMOTIONS.index(e)) for i, e, its in rows if its == usage)
+                some = splits.test.select(splits.halves == usage)
+                found = sorted((i.tobytes(), int(t)) for i, t in zip(some.images, some.targets, strict=True))
+                assert found == wanted
+        assert sources.load(place).halves is None
+        assert sources.load(place, val_fraction=0.2, cache=False).halves is not None
+
+
+def test_parts_that_are_no_halves_of_the_challenge_are_not_told_apart(tmp_path: Path) -> None:
+    rows = made_rows(usages=("Training", "PublicTest"))
+    assert sources.load(write_csv(rows, tmp_path / "fer2013.csv"), val_fraction=0.2).halves is None
+    other = made_rows(usages=("Training", "PublicTest", "PrivateTest"))
+    write_tree(other, tmp_path / "tree", lambda i, usage: f"{usage[:7]}_{i}")
+    (tmp_path / "tree" / "test").rename(tmp_path / "tree" / "validation")
+    write_tree(made_rows(2, usages=("PublicTest",), seed=1), tmp_path / "tree", lambda i, usage: f"face_{i}")
+    splits = sources.load(tmp_path / "tree", val_fraction=0.2)
+    assert {name.partition("/")[0] for name in splits.test.names} == {"validation", "test"}
+    assert splits.halves is None
+
+
 def test_folders_of_three_parts_are_taken_as_they_are(tmp_path: Path) -> None:
     for part, usage in (("Training", "a"), ("validation", "b"), ("test", "c")):
         for image, emotion, _ in made_rows(2, usages=(usage,), seed=len(part)):

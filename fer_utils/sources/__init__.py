@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fer_utils.emotions import UNLABELLED
-from fer_utils.faces import PARTS, Faces, Names, Splits, cut_mask
+from fer_utils.faces import HALVES, PARTS, Faces, Halves, Names, Splits, cut_mask
 from fer_utils.files import ROOT
 from fer_utils.sources.reading import ROLES, Contents, Facts, OnBad, Parts, Role, SourceError, hidden
 
@@ -75,7 +75,8 @@ def load(
 
     Faces come ordered by (part, pixel digest, target), so that every layout of the same faces gives the same splits
     and the same fingerprint. Names are file names below the folder, or a table's name and row, counted from 0:
-    ``test[17]``.
+    ``test[17]``. Where the test part is PublicTest and PrivateTest together, ``Splits.halves`` tells them apart, since
+    published scores are of one or the other.
 
     Args:
         data: ``auto``, ``synthetic``, ``synthetic:N`` (N drawn faces), ``kaggle``, or a path: a folder in any published
@@ -307,15 +308,27 @@ def _make(contents: Contents, how: _Cut, source: str, key: str, stamp: str, use_
     from fer_utils.sources import cache
 
     parts, rule = _split(contents, how)
+    halves = _halves(contents, parts[2])
     if use_cache:
-        kept = cache.store(key, stamp, contents, parts, Facts(source, how.location, rule))
+        kept = cache.store(key, stamp, contents, parts, Facts(source, how.location, rule), halves)
         if kept is not None:
             return kept
     train, val, test = (
         Faces(contents.images[part], contents.targets[part], contents.names[part], contents.digests[part])
         for part in parts
     )
-    return Splits(train, val, test, source, how.location, rule, contents.skipped, contents.converted)
+    return Splits(train, val, test, source, how.location, rule, contents.skipped, contents.converted, halves)
+
+
+def _halves(contents: Contents, test: npt.NDArray[np.int64]) -> Halves | None:
+    """Return which of the challenge's halves each test face is of, where the source tells that the test part has both.
+
+    Folders called validation and test are somebody's own parts, whatever they hold.
+    """
+    roles, both = contents.roles[test], [ROLES.index("val"), ROLES.index("test")]
+    if contents.told_by not in ("file names", "Usage column") or not np.array_equal(np.unique(roles), both):
+        return None
+    return np.where(roles == both[0], *HALVES)
 
 
 def _split(contents: Contents, how: _Cut) -> tuple[Parts, str]:

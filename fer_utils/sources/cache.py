@@ -23,11 +23,11 @@ import PIL
 import platformdirs
 
 from fer_utils import __version__
-from fer_utils.faces import Faces, Skipped, Splits
+from fer_utils.faces import HALVES, Faces, Halves, Skipped, Splits
 from fer_utils.files import replacing
 from fer_utils.sources.reading import Contents, Facts, Parts
 
-SCHEMA: Final = f"3 {__version__} {PIL.__version__}"
+SCHEMA: Final = f"4 {__version__} {PIL.__version__}"
 """Entries of another format, or read by another version, are not found."""
 
 ENTRIES: Final = 8
@@ -68,7 +68,9 @@ def load(key: str) -> tuple[str, Splits] | None:
     return _unpack(data)
 
 
-def store(key: str, stamp: str, contents: Contents, parts: Parts, facts: Facts) -> Splits | None:
+def store(
+    key: str, stamp: str, contents: Contents, parts: Parts, facts: Facts, halves: Halves | None = None
+) -> Splits | None:
     """Keep the splits that are ``parts`` of ``contents``, whole or not at all, and return them as `load` would.
 
     The images are laid out in the file alone, not in memory too. The oldest entries beyond `ENTRIES` are removed.
@@ -83,13 +85,15 @@ def store(key: str, stamp: str, contents: Contents, parts: Parts, facts: Facts) 
         "skipped": [(item.name, item.reason) for item in contents.skipped],
         "converted": contents.converted,
         "parts": [[(kind, (len(part), *shape)) for kind, shape in kinds] for part in parts],
+        "halves": halves is not None,
     }
+    second = [] if halves is None else [(halves == HALVES[1]).view(np.uint8)]
     text = json.dumps(header).encode("ascii")
     path = entry(key)
     try:
         with replacing(path) as aside, aside.open("wb") as file:
             checksum = 0
-            for piece in chain([len(text).to_bytes(_NUMBER, "little") + text], _pieces(contents, parts)):
+            for piece in chain([len(text).to_bytes(_NUMBER, "little") + text], _pieces(contents, parts), second):
                 for block in (piece, bytes(-len(piece) % _ALIGNMENT)):
                     checksum = zlib.crc32(block, checksum)
                     file.write(block)
@@ -136,9 +140,10 @@ def _unpack(data: npt.NDArray[np.uint8]) -> tuple[str, Splits]:
             at = _aligned(at + size)
         parts.append(Faces(**arrays))
     train, val, test = parts
+    halves = np.where(data[at : at + len(test)], HALVES[1], HALVES[0]) if header["halves"] else None
     facts = Facts(*header["facts"])
     skipped = tuple(Skipped(name, reason) for name, reason in header["skipped"])
-    splits = Splits(train, val, test, facts.source, facts.location, facts.rule, skipped, header["converted"])
+    splits = Splits(train, val, test, *facts, skipped, header["converted"], halves)
     return header["stamp"], splits
 
 
