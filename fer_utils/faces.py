@@ -254,5 +254,7 @@ def cut_mask(digests: Digests, targets: Targets, fraction: float, seed: int) -> 
 def describe(splits: Splits) -> str:
     """Return one line such as ``folder: 25,838 train, 2,871 val, 3,589 test, 7 emotions``."""
     parts = ", ".join(f"{len(faces):,} {part}" for part, faces in splits)
-    unlabelled = "" if splits.test.labelled or not len(splits.test) else " (test part unlabelled)"
+    lacking = int((splits.test.targets == UNLABELLED).sum())
+    unlabelled = " (test part unlabelled)" if lacking == len(splits.test) else f" ({lacking:,} of test unlabelled)"
+    unlabelled = unlabelled if lacking else ""
     return f"{splits.source}: {parts}{unlabelled}, {len(EMOTIONS)} emotions"

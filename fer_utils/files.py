@@ -46,6 +46,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def printable(text: str) -> str:
+    """Return text in which what UTF-8 cannot hold is written out: bytes of a file name in another encoding."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes in hexadecimal."""
     with path.open("rb") as file:

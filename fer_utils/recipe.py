@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fer_utils.files import ROOT
 
@@ -252,7 +252,7 @@ class Recipe(_Strict):
     epochs: int = Field(ge=0, le=100_000)
     """Passes over the training faces; 0 keeps the network as it starts."""
     batch_size: int = Field(128, ge=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     early_stopping: int | None = Field(None, ge=1)
     """Epochs without a better validation accuracy before the training ends."""
     keep_epoch: int | None = Field(None, ge=1)
@@ -267,6 +267,20 @@ class Recipe(_Strict):
     """On CUDA, launch the step of a full batch at once, as a CUDA graph. Not in float16 or float64, nor with several
     processes."""
 
+    @field_validator("teacher", "start", mode="before")
+    @classmethod
+    def _no_run(cls, value: Any) -> Any:
+        # In YAML "none" is text; as a parameter and to a reader it is nothing.
+        return None if isinstance(value, str) and value.strip().lower() == "none" else value
+
+    @field_validator("channels", mode="before")
+    @classmethod
+    def _whole(cls, value: Any) -> Any:
+        # To Python, and so to a Literal, true and 1.0 are 1.
+        if type(value) is not int:
+            raise ValueError("expected 1 or 3")
+        return value
+
     @model_validator(mode="after")
     def _combination(self) -> Recipe:
         problems = []
@@ -278,7 +292,7 @@ class Recipe(_Strict):
         if self.early_stopping and self.val_fraction == 0:
             problems.append("early_stopping watches the validation accuracy, but val_fraction is 0")
         if self.early_stopping and self.keep_epoch:
-            problems.append("keep_epoch says where training ends, so early_stopping cannot: set one of them to none")
+            problems.append("keep_epoch says where training ends, so early_stopping cannot: set one of them to null")
         stock = {
             "stem": "imagenet",
             "max_pool": True,
@@ -310,19 +324,19 @@ class Recipe(_Strict):
         if self.start is not None and self.weights == "imagenet":
             problems.append(f"start {self.start} brings its own weights, in place of imagenet: set weights none")
         if self.start is not None and not self.starts:
-            problems.append("start names no run; none is from scratch")
+            problems.append("start names no run; null is from scratch")
         if len(set(self.starts)) < len(self.starts):
             problems.append(f"start {self.start} names a run twice: members that are the same know no more than one")
         if self.members > 1:
             problems += [
                 f"{name} takes one norm over all members, which learn each for itself: set {name} to {off}"
-                for name, off in (("clip_norm", "none"), ("sam", "0"))
+                for name, off in (("clip_norm", "null"), ("sam", "0"))
                 if getattr(self, name)
             ]
         if self.epochs == 0 and self.teacher is not None:
-            problems.append("epochs 0 trains nothing: a teacher has nothing to answer for; set teacher none")
+            problems.append("epochs 0 trains nothing: a teacher has nothing to answer for; set teacher null")
         if self.teacher is not None and not self.teachers:
-            problems.append("teacher names no run; none is no teacher")
+            problems.append("teacher names no run; null is no teacher")
         if self.teacher is not None and (self.mixup or self.cutmix):
             problems.append("a teacher answers for faces as they are: no mixup and no cutmix")
         if any(factor < 0 for factor in self.layer_lr.values()):
@@ -388,7 +402,11 @@ def load(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> Reci
     """
     path = _find(recipe)
     values, lines = _read(path, ())
-    values.setdefault("name", re.sub(r"[^\w.-]+", "-", path.stem))
+    # Python's \w holds letters and numbers, such as ², that pydantic's does not.
+    spelled = "".join(
+        letter if letter.isalpha() or letter.isdecimal() or letter in "_.-" else " " for letter in path.stem
+    )
+    values.setdefault("name", "-".join(spelled.split()) or "recipe")
     for name, value in (overrides or {}).items():
         if value is None:
             continue
@@ -574,7 +592,7 @@ def check_parameters(
 def _check_scalar(name: str, kind: Any, value: Any) -> None:
     def fits(option: Any) -> bool:
         if get_origin(option) is Literal:
-            return value in get_args(option)
+            return any(type(value) is type(choice) and value == choice for choice in get_args(option))
         if option in (int, float):
             # True is an int to Python, not to a reader.
             return isinstance(value, int if option is int else int | float) and not isinstance(value, bool)

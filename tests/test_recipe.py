@@ -50,9 +50,25 @@ def test_every_recipe_in_the_box_says_what_it_costs_and_gives_at_its_top() -> No
 
 def test_a_recipe_of_ones_own_is_a_file(written) -> None:
     recipe = recipes.load(written("epochs: 5\nbackbone: resnet34\naugment:\n  scale: [0.5, 2]\n", "my own (2).yaml"))
-    assert recipe.name == "my-own-2-"
+    assert recipe.name == "my-own-2"
     assert (recipe.epochs, recipe.backbone, recipe.augment.scale) == (5, "resnet34", (0.5, 2.0))
     assert recipe.augment.flip == 0
+
+
+def test_a_run_called_none_is_no_run(written) -> None:
+    recipe = recipes.load(written("epochs: 0\nteacher: none\nstart: None\n"))
+    assert (recipe.teacher, recipe.start) == (None, None)
+
+
+def test_any_file_name_gives_a_name(tmp_path: Path) -> None:
+    for file, name in (
+        ("exp².yaml", "exp"),
+        ("½.yaml", "recipe"),
+        ("my own (2).yml", "my-own-2"),
+        ("größe_1.yaml", "größe_1"),
+    ):
+        (tmp_path / file).write_text("epochs: 1\n", encoding="utf-8")
+        assert recipes.load(tmp_path / file).name == name
 
 
 def test_words_are_read_as_people_write_them(written) -> None:
@@ -159,7 +175,7 @@ WRONG = {
     "teacher of mixed faces": ("epochs: 1\nmixup: 0.2\nteacher: a\n", 2, ["no mixup"]),
     "start and weights": ("epochs: 1\nweights: imagenet\nstart: a\n", 2, ["start a brings its own weights"]),
     "no start": ("epochs: 1\nstart: ' , '\n", 2, ["start names no run"]),
-    "norm of members": ("epochs: 1\nmembers: 2\nclip_norm: 1\n", 3, ["one norm over all", "set clip_norm to none"]),
+    "norm of members": ("epochs: 1\nmembers: 2\nclip_norm: 1\n", 3, ["one norm over all", "set clip_norm to null"]),
     "teacher of nothing": ("epochs: 0\nteacher: a\n", 1, ["epochs 0 trains nothing"]),
     "sam of members": ("epochs: 1\nmembers: 2\nsam: 0.1\n", 2, ["set sam to 0"]),
     "a start twice": ("epochs: 1\nstart: a,b,a\n", 2, ["start a,b,a names a run twice"]),
@@ -251,6 +267,9 @@ def test_a_missing_field_and_an_unknown_recipe_are_told(written) -> None:
         ("lr", float("nan"), "parameter lr"),
         ("lr", -1, "parameter lr"),
         ("channels", "2", "parameter channels.*1 or 3"),
+        ("channels", True, "parameter channels.*1 or 3"),
+        ("channels", 1.0, "parameter channels.*1 or 3"),
+        ("seed", 2**63, "parameter seed"),
         ("augment", "{rotation: 500}", "parameter augment.*augment.rotation"),
         ("augment", "{rotation: ", "parameter augment.*YAML"),
         ("layer_lr", [1], "parameter layer_lr"),

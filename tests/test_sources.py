@@ -19,8 +19,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fer_utils import sources
+from fer_utils.audit import audit
 from fer_utils.emotions import EMOTIONS
-from fer_utils.faces import Faces, Splits, digests
+from fer_utils.faces import Faces, Splits, describe, digests
+from fer_utils.files import write_json
+from fer_utils.runs import describe_data
 from fer_utils.sources import SourceError, cache, folder, jpeg, kaggle, row_numbers
 from fer_utils.sources.numbers import NumberParser
 
@@ -392,6 +395,10 @@ def test_an_unlabelled_test_folder(tmp_path: Path) -> None:
     np.testing.assert_array_equal(splits.test.images, labelled.test.images)
     assert set(splits.test.targets) == {-1}
     assert splits.fingerprint() == labelled.fingerprint()
+    # Official names of all three parts change nothing: by a face without an emotion nothing can be chosen.
+    for path in sorted((tmp_path / "test").iterdir())[::2]:
+        path.rename(path.with_name(path.name.replace("PublicTest", "PrivateTest")))
+    np.testing.assert_array_equal(sources.load(tmp_path).test.images, labelled.test.images)
 
 
 # Finding the layout
@@ -690,6 +697,7 @@ def test_other_sizes_and_modes_are_converted_and_counted(tmp_path: Path) -> None
         "palette.gif": Image.fromarray(ramp).convert("P"),
         "binary.bmp": Image.fromarray(ramp > 96),
         "lab.tiff": Image.merge("LAB", [Image.fromarray(ramp), *[Image.new("L", (96, 96), 128)] * 2]),
+        "sixteen.pgm": Image.fromarray(ramp.astype(np.int32) * 256 + 99),
         "alpha.tiff": Image.fromarray(np.dstack([rgb, np.full_like(ramp, 255)])),
     }
     for name, image in variants.items():
@@ -699,7 +707,7 @@ def test_other_sizes_and_modes_are_converted_and_counted(tmp_path: Path) -> None
     assert splits.converted == len(variants) + 1
     found = {Path(str(n)).name: image for n, image in zip(splits.train.names, splits.train.images, strict=True)}
     wanted = ramp.reshape(48, 2, 48, 2).mean((1, 3))
-    for name in ("large.png", "colour.webp", "sixteen.png", "palette.gif", "alpha.tiff"):
+    for name in ("large.png", "colour.webp", "sixteen.png", "sixteen.pgm", "palette.gif", "alpha.tiff"):
         assert np.abs(found[name][:, 2:-2] - wanted[:, 2:-2]).max() < 3, name
     assert np.abs(found["turned.png"][:, 2:-2] - wanted[:, ::-1][:, 2:-2]).max() < 3
     # Lightness is no linear measure of grey, but it rises with it.
@@ -807,6 +815,22 @@ def test_hidden_files_are_passed_over_silently(tmp_path: Path) -> None:
     same(again.train, plain.train)
 
 
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="file names are Unicode there")
+def test_names_in_another_encoding_can_be_written(tmp_path: Path) -> None:
+    tree = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    write_tree(made_rows(), tree)
+    angry = os.fsencode(tree) + b"/train/angry"
+    os.rename(os.path.join(angry, sorted(os.listdir(angry))[0]), os.path.join(angry, b"d\xff.png"))
+    Path(os.fsdecode(os.path.join(angry, b"\xfe.png"))).write_bytes(b"")
+    with pytest.raises(SourceError, match=r"angry/\\udcfe\.png: the file is empty"):
+        sources.load(tree)
+    splits = sources.load(tree, on_bad="skip")
+    assert "train/angry/d\\udcff.png" in {*splits.train.names, *splits.val.names}
+    audit(splits, near=False).table.to_csv(tmp_path / "table.csv")
+    write_json(tmp_path / "env.json", describe_data(splits))
+    assert "caf\\\\udce9" in (tmp_path / "env.json").read_text()
+
+
 def test_a_folder_that_is_no_emotion_or_part(tmp_path: Path) -> None:
     write_tree(made_rows(3), tmp_path)
     plain = sources.load(tmp_path)
@@ -850,6 +874,44 @@ def test_an_empty_split(tmp_path: Path) -> None:
     for on_bad in ("raise", "skip"):
         with pytest.raises(SourceError, match=r"fer2013\.csv.*empty split"):
             sources.load(tmp_path / "none", on_bad=on_bad)
+
+
+def test_what_the_system_refuses_is_told_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("/dev/null", "a" * 300, "~nobody_of_this_name/faces"):
+        for look in (sources.load, sources.check):
+            with pytest.raises(SourceError, match=r"cannot be (read|found)"):
+                look(place)
+    monkeypatch.setenv("FER_DATA", str(tmp_path / "away"))
+    for place, told in (
+        ("", "data is empty"),
+        ("auto", "FER_DATA is .*away"),
+        ("synthetic:some", "number N of faces"),
+        ("synthetic:5", "at least 100 faces"),
+    ):
+        for look in (sources.load, sources.check):
+            with pytest.raises(SourceError, match=told):
+                look(place)
+    with pytest.raises(SourceError, match="split_seed is -1"):
+        sources.load("synthetic", split_seed=-1)
+    sources.check("synthetic:500")
+
+
+def test_a_share_that_leaves_no_training_faces_is_refused(tmp_path: Path) -> None:
+    path = write_csv(made_rows(1), tmp_path / "fer2013.csv")
+    with pytest.raises(SourceError, match=r"val_fraction 0\.99 leaves no training faces"):
+        sources.load(path, val_fraction=0.99)
+
+
+def test_some_faces_without_labels_are_counted(tmp_path: Path) -> None:
+    path = write_csv(made_rows(), tmp_path / "fer2013.csv")
+    lines = path.read_text().splitlines()
+    last = next(i for i, line in enumerate(lines) if line.endswith("PublicTest"))
+    for text in ("", "NaN", "-1"):
+        lines[last] = (
+            text + lines[last][1:] if lines[last][0].isdigit() else text + lines[last][lines[last].index(",") :]
+        )
+        path.write_text("\n".join(lines))
+        assert "(1 of test unlabelled)" in describe(sources.load(path))
 
 
 def test_a_test_part_alone_cannot_be_trained_on(tmp_path: Path) -> None:
@@ -905,6 +967,17 @@ def test_a_table_without_pixels_or_with_no_table_in_it(tmp_path: Path) -> None:
         (tmp_path / "fer2013.csv").write_text(text)
         with pytest.raises(SourceError, match=r"fer2013\.csv.*column names"):
             sources.load(tmp_path)
+    (tmp_path / "fer2013.csv").write_bytes(b"emotion,pixels\r0,1 2\r")
+    with pytest.raises(SourceError, match=r"fer2013\.csv has lines that end in a carriage return alone"):
+        sources.load(tmp_path)
+    row = f"0,{GOOD[:-2]},Training"
+    (tmp_path / "fer2013.csv").write_text(f"\n\r\nemotion,pixels,Usage\n{row}\n")
+    with pytest.raises(SourceError, match=r"^1 bad item in .*\n.*row 0: has 2,303 pixels"):
+        sources.load(tmp_path)
+    images = pa.array([[1.0]])
+    pq.write_table(pa.Table.from_arrays([images, images], ["image", "image"]), tmp_path / "x.parquet")
+    with pytest.raises(SourceError, match=r"x\.parquet has the column image twice"):
+        sources.load(tmp_path / "x.parquet")
     pq.write_table(pa.table({"picture": [[1.0]]}), tmp_path / "x.parquet")
     with pytest.raises(SourceError, match=r"x\.parquet has the columns picture; expected image"):
         sources.load(tmp_path / "x.parquet")
@@ -1114,6 +1187,27 @@ def test_writing_to_faces_changes_no_cache(tmp_path: Path, own_cache: Path) -> N
     for taken in (first, sources.load(path)):
         taken.train.images[:] = 0
         assert entry.read_bytes() == stored
+
+
+def test_a_user_without_a_home_has_no_cache_and_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_csv(made_rows(), tmp_path / "fer2013.csv")
+
+    def none() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.home", none)
+    monkeypatch.setattr("pathlib.Path.expanduser", lambda self: none() if str(self).startswith("~") else self)
+    monkeypatch.delenv("KAGGLEHUB_CACHE")
+    monkeypatch.setenv("FER_CACHE", "~/faces")
+    assert len(sources.load(path).train) > 0
+    assert kaggle.cached() is None
+
+
+def test_the_caches_place_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("FER_CACHE", "~/faces")
+    assert cache.directory() == tmp_path / "faces"
 
 
 def test_old_entries_are_removed(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

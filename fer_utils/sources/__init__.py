@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
@@ -17,7 +19,7 @@ import numpy.typing as npt
 
 from fer_utils.emotions import UNLABELLED
 from fer_utils.faces import HALVES, PARTS, Faces, Halves, Names, Splits, cut_mask
-from fer_utils.files import ROOT
+from fer_utils.files import ROOT, printable
 from fer_utils.sources.reading import ROLES, Contents, Facts, OnBad, Parts, Role, SourceError, hidden
 
 __all__ = ["SourceError", "load", "row_numbers"]
@@ -99,39 +101,39 @@ def load(
         raise SourceError(f"val_fraction is {val_fraction}; expected at least 0 and below 1, or None")
     if on_bad not in ("raise", "skip"):
         raise SourceError(f"on_bad is {on_bad!r}; expected raise or skip")
-    if not str(data).strip():
-        raise SourceError(
-            "data is empty; expected auto, synthetic, synthetic:N, kaggle, or the path of a folder or file"
-        )
-    note = ""
-    if data == "auto":
-        data, note = _auto()
+    if split_seed < 0:
+        raise SourceError(f"split_seed is {split_seed}; expected at least 0")
+    data, note = _named(data)
     cut = _Cut(val_fraction, split_seed, str(data))
-    if isinstance(data, str) and (data == "synthetic" or data.startswith("synthetic:")):
-        splits = _synthetic(data, cut, cache)
-    elif data == "kaggle":
-        from fer_utils.sources import kaggle
+    with _readable(data):
+        if _is_drawn(data):
+            splits = _synthetic(str(data), cut, cache)
+        elif data == "kaggle":
+            from fer_utils.sources import kaggle
 
-        cut = replace(cut, location=kaggle.HANDLE)
-        splits = replace(_read(_find(kaggle.cached() or kaggle.download()), cut, on_bad, cache), source="kaggle")
-    else:
-        path = Path(data).expanduser()
-        # Absolute, since whoever reads a run's faces again may do so in another directory. Links keep their names, but
-        # where ".." leads is known to the file system alone.
-        cut = replace(cut, location=str(path.resolve() if ".." in path.parts else path.absolute()))
-        splits = _read(_find(path), cut, on_bad, cache)
+            cut = replace(cut, location=kaggle.HANDLE)
+            splits = replace(_read(_find(kaggle.cached() or kaggle.download()), cut, on_bad, cache), source="kaggle")
+        else:
+            path = _path(data)
+            # Absolute, since whoever reads a run's faces again may do so in another directory. Links keep their names,
+            # but where ".." leads is known to the file system alone.
+            cut = replace(cut, location=printable(str(path.resolve() if ".." in path.parts else path.absolute())))
+            splits = _read(_find(path), cut, on_bad, cache)
     return replace(splits, location=cut.location, rule=note + splits.rule)
 
 
 def check(data: str | Path) -> None:
-    """Tell where ``load`` would find nothing at a path, before anything else is done; nothing is read or fetched.
+    """Tell where ``load`` would find nothing, before anything else is done; nothing is read or fetched.
 
     Raises:
-        SourceError: nothing is there, nothing that is known, or more than one layout.
+        SourceError: nothing is there, nothing that is known, or more than one layout; or no number of faces to draw.
     """
-    text = str(data)
-    if text not in ("auto", "kaggle", "synthetic") and not text.startswith("synthetic:"):
-        _find(Path(data).expanduser())
+    data, _ = _named(data)
+    if _is_drawn(data):
+        _drawn_count(str(data))
+    elif data != "kaggle":
+        with _readable(data):
+            _find(_path(data))
 
 
 def row_numbers(names: Names) -> npt.NDArray[np.int64]:
@@ -145,9 +147,61 @@ def row_numbers(names: Names) -> npt.NDArray[np.int64]:
     """
     texts = [str(name) for name in names]
     for text in texts:
-        if not (text.endswith("]") and text.rpartition("[")[2][:-1].isdigit()):
+        number = text.rpartition("[")[2][:-1]
+        if not (text.endswith("]") and number.isascii() and number.isdigit()):
             raise ValueError(f"{text!r} names no row of a table; expected a name such as test[17]")
     return np.array([int(text.rpartition("[")[2][:-1]) for text in texts], np.int64)
+
+
+def _named(data: str | Path) -> tuple[str | Path, str]:
+    """Return what ``data`` names where that is ``auto``, and a note for whoever gets drawn faces by it.
+
+    Raises:
+        SourceError: it is empty, or ``$FER_DATA`` names a path that is not there.
+    """
+    if not str(data).strip():
+        raise SourceError(
+            "data is empty; expected auto, synthetic, synthetic:N, kaggle, or the path of a folder or file"
+        )
+    return _auto() if data == "auto" else (data, "")
+
+
+def _is_drawn(data: str | Path) -> bool:
+    return isinstance(data, str) and (data == "synthetic" or data.startswith("synthetic:"))
+
+
+def _drawn_count(data: str) -> int | None:
+    """Return the number of ``synthetic:N``, None where there is none.
+
+    Raises:
+        SourceError: it is no number, or too few.
+    """
+    from fer_utils.sources.synthetic import SMALLEST
+
+    _, colon, count = data.partition(":")
+    if not colon:
+        return None
+    if not (count.isascii() and count.isdigit()):
+        raise SourceError(f"data is {data!r}; expected synthetic:N with a number N of faces")
+    if int(count) < SMALLEST:
+        raise SourceError(f"data is {data!r}; expected at least {SMALLEST} faces, for every emotion to be there")
+    return int(count)
+
+
+def _path(data: str | Path) -> Path:
+    try:
+        return Path(data).expanduser()
+    except RuntimeError as error:
+        raise SourceError(f"{data} cannot be found: {error}") from None
+
+
+@contextmanager
+def _readable(data: str | Path) -> Iterator[None]:
+    """Turn what the system refuses, such as a folder without permission, into an error that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise SourceError(f"{error.filename or data} cannot be read ({error.strerror or error})") from error
 
 
 def _auto() -> tuple[str | Path, str]:
@@ -200,8 +254,8 @@ def _find(path: Path, depth: int = 0) -> _Place:
             "synthetic:N, kaggle"
         )
     if path.is_file():
-        layout: Layout | None = "csv" if path.suffix.lower() == ".csv" else None
-        layout = "parquet" if ".parquet" in path.name.lower() else layout
+        layout: Layout | None = "parquet" if ".parquet" in path.name.lower() else None
+        layout = "csv" if path.suffix.lower() == ".csv" else layout
         if layout is None:
             raise SourceError(f"{path} is a file whose name ends in neither .csv, .parquet nor .parquet.gzip")
         return _Place(layout, path, {"all": path})
@@ -218,7 +272,12 @@ def _find(path: Path, depth: int = 0) -> _Place:
             else:
                 # Two tables of one kind, one for training and one for test, are one layout.
                 kind = entry.name.lower().replace(role, "*")
-                found.setdefault(kind, _Place(layout, path, {})).files[role] = entry
+                held = found.setdefault(kind, _Place(layout, path, {})).files
+                if role in held:
+                    raise SourceError(
+                        f"{path} holds {held[role].name} and {entry.name}; which one is meant is not known"
+                    )
+                held[role] = entry
     if not found and len(folders) == 1 and depth < _DEPTH:
         try:
             return _find(folders[0], depth + 1)
@@ -282,19 +341,14 @@ def _synthetic(data: str, how: _Cut, use_cache: bool) -> Splits:
     """Draw faces, or take them from the cache: the same as long as the generator is."""
     from fer_utils.sources import cache, synthetic
 
-    _, colon, count = data.partition(":")
-    if colon and not (count.isascii() and count.isdigit()):
-        raise SourceError(f"data is {data!r}; expected synthetic:N with a number N of faces")
+    count = _drawn_count(data)
     generator = Path(synthetic.__file__).read_bytes()
     stamp = f"{hashlib.blake2b(generator, digest_size=16).hexdigest()} numpy {np.__version__}"
     key = f"{data}\n{how.val_fraction}\n{how.seed}"
     kept = cache.load(key) if use_cache else None
     if kept is not None and kept[0] == stamp:
         return kept[1]
-    try:
-        drawn = synthetic.generate(int(count)) if colon else synthetic.generate()
-    except ValueError as error:
-        raise SourceError(f"data is {data!r}: {error}") from None
+    drawn = synthetic.generate() if count is None else synthetic.generate(count)
     parts = dict(drawn)
     everything = Faces.concatenate(list(parts.values()))
     roles = np.repeat([ROLES.index(part) for part in parts], [len(faces) for faces in parts.values()]).astype(np.int8)
@@ -361,6 +415,8 @@ def _split(contents: Contents, how: _Cut) -> tuple[Parts, str]:
             raise SourceError(f"{how.location}: {name} is a validation face without an emotion; every one needs it")
         return (train, val, test), f"Train, validation and test as told by the {contents.told_by}."
     train, val = cut(contents.where("train"), share)
+    if not len(train):
+        raise SourceError(f"{how.location}: val_fraction {share:g} leaves no training faces of {len(val):,}")
     test = contents.where("val", "test")
     others = "the other part is" if len(sizes) == 2 else "both other parts together are"
     labelled = contents.targets[test] != UNLABELLED
@@ -368,8 +424,9 @@ def _split(contents: Contents, how: _Cut) -> tuple[Parts, str]:
         # Together with faces that have no label, those that have one could not be scored.
         others = f"the labelled faces of both other parts are ({np.count_nonzero(~labelled):,} have no label)"
         test = test[labelled]
+    cut_off = len(val) / (len(train) + len(val))
     rule = (
-        f"Training faces as told by the {contents.told_by}, {share:.0%} of them cut off for validation (seed "
+        f"Training faces as told by the {contents.told_by}, {cut_off:.0%} of them cut off for validation (seed "
         f"{how.seed}); {others} the test set."
     )
     return (train, val, test), rule

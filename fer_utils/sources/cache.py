@@ -40,9 +40,13 @@ _ARRAYS: Final = ("images", "targets", "names", "digests")
 
 
 def directory() -> Path:
-    """Return the directory of the cache, which may not be there yet."""
+    """Return the directory of the cache, which may not be there yet.
+
+    Raises:
+        RuntimeError: the user has no home directory, and nothing names another.
+    """
     named = os.environ.get("FER_CACHE")
-    return Path(named) if named else platformdirs.user_cache_path("fer_utils")
+    return Path(named).expanduser() if named else platformdirs.user_cache_path("fer_utils")
 
 
 def entry(key: str) -> Path:
@@ -58,7 +62,7 @@ def load(key: str) -> tuple[str, Splits] | None:
     """
     try:
         data = _map(entry(key))
-    except (OSError, ValueError):  # not there, or empty
+    except (OSError, ValueError, RuntimeError):  # not there, or empty, or there is no directory for it
         return None
     if len(data) < 2 * _NUMBER:
         return None
@@ -76,7 +80,7 @@ def store(
     The images are laid out in the file alone, not in memory too. The oldest entries beyond `ENTRIES` are removed.
 
     Returns:
-        None where the file could not be written: a full disk, a directory that may not be written.
+        None where the file could not be written: a full disk, a directory that may not be written, no home directory.
     """
     kinds = [(array.dtype.str, array.shape[1:]) for array in (getattr(contents, name) for name in _ARRAYS)]
     header = {
@@ -89,8 +93,8 @@ def store(
     }
     second = [] if halves is None else [(halves == HALVES[1]).view(np.uint8)]
     text = json.dumps(header).encode("ascii")
-    path = entry(key)
     try:
+        path = entry(key)
         with replacing(path) as aside, aside.open("wb") as file:
             checksum = 0
             for piece in chain([len(text).to_bytes(_NUMBER, "little") + text], _pieces(contents, parts), second):
@@ -102,7 +106,7 @@ def store(
         for old in entries[:-ENTRIES]:
             old.unlink()
         return _unpack(_map(path))[1]
-    except OSError:
+    except (OSError, RuntimeError):
         return None
 
 

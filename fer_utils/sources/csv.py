@@ -88,6 +88,10 @@ def read_header(path: Path, line: bytes) -> Columns:
         SourceError: ``pixels`` is not among the names, or a name is there twice.
     """
     text = line.decode("utf-8-sig", "replace").strip()
+    if "\r" in text:
+        raise SourceError(
+            f"{path} has lines that end in a carriage return alone; save it with \\n or \\r\\n at their ends"
+        )
     names = [name.strip().strip('"').strip().lower() for name in text.split(",")]
     known = [name for name in names if name in ("pixels", "emotion", "usage")]
     if "pixels" not in known or len(set(known)) != len(known):
@@ -113,7 +117,7 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path) -> Contents:
     roles: list[int] = []
     names: list[str] = []
     for role, path in files.items():
-        before = len(targets)
+        before, bad_before = len(targets), len(bad.skipped)
         stem = path.stem
         row = 0
         for found, their_digests in _read_one(path, role):
@@ -124,7 +128,7 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path) -> Contents:
             for i, reason in found.bad:
                 bad.add(f"{path.name} row {row + i}", reason)
             row += found.total
-        if len(targets) == before:
+        if len(targets) == before and len(bad.skipped) == bad_before:
             bad.add(path.name, "an empty split: there is no face in it")
     return of_rows(pile, targets, roles, names, "files" if len(files) > 1 else "Usage column", bad)
 
@@ -132,7 +136,9 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path) -> Contents:
 def _read_one(path: Path, role: Role) -> Iterator[tuple[Rows, Digests]]:
     """Give the rows of a file, a block at a time, and the digests of their images."""
     with path.open("rb") as file:
-        columns = read_header(path, file.readline(LONGEST_LINE))
+        while (line := file.readline(LONGEST_LINE)) and not line.strip():
+            pass
+        columns = read_header(path, line)
         begin, size = file.tell(), path.stat().st_size
     mine = _Mine()
 

@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from fer_utils.emotions import EMOTIONS, UNLABELLED, target_of
 from fer_utils.faces import SIZE, Digests, Images, digests
+from fer_utils.files import printable
 from fer_utils.sources import jpeg
 from fer_utils.sources.images import MAX_BYTES, ImageError, is_face, open_image, to_face
 from fer_utils.sources.reading import ROLES, USAGES, BadItems, Contents, OnBad, Pile, Role, hidden
@@ -224,7 +225,9 @@ def read(tree: Tree) -> Contents:
         raise tree.bad.nothing_left()
     roles, told_by = _roles(tree)
     index = np.array(good)
-    targets, names = np.array(tree.targets, np.int64)[index], np.array(tree.names, np.str_)[index]
+    # One text, since most trees have nothing that needs it and tens of thousands of names.
+    names = np.array(printable("\n".join(tree.names)).split("\n"), np.str_)[index]
+    targets = np.array(tree.targets, np.int64)[index]
     skipped = tuple(tree.bad.skipped)
     return Contents(*pile.all(), targets, roles[index], names, told_by, skipped, converted)
 
@@ -323,11 +326,14 @@ def _roles(tree: Tree) -> tuple[npt.NDArray[np.int8], str]:
     PublicTest too; a file in ``train`` needs no such name. Otherwise the folders tell.
     """
     told: list[Role] = []
-    for name, folder in zip(tree.names, tree.roles, strict=True):
+    for name, folder, target in zip(tree.names, tree.roles, tree.targets, strict=True):
         named = USAGES.get(name.rpartition("/")[2].partition("_")[0].lower())
         if named is None and folder == "train":
             named = "train"
         if named is None or not (folder in ("all", named) or (folder == "test" and named == "val")):
+            break
+        if named == "val" and target == UNLABELLED:
+            # Nothing can be chosen by a face without an emotion.
             break
         told.append(named)
     official = len(told) == len(tree.names) and {"train", "val", "test"} <= set(told)

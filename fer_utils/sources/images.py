@@ -75,9 +75,12 @@ def to_face(image: Image.Image) -> npt.NDArray[np.uint8]:
         ImageError: the pixels are 32-bit numbers, of which nothing tells where black and white are, or their colours
             cannot be turned into grey.
     """
-    if image.mode in ("I", "F"):
+    if image.mode == "I" and image.format == "PPM":
+        # Pillow scales a portable map of more than 8 bits to 16.
+        grey = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
         raise ImageError("the image has 32-bit pixels, whose range is not known; save it with 8 or 16 bits")
-    if image.mode.startswith("I;16"):
+    elif image.mode.startswith("I;16"):
         grey = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     else:
         grey = converted(image, "L")

@@ -22,7 +22,10 @@ def cached() -> Path | None:
     Never touches the network. Looks where kagglehub would, without the second that importing kagglehub takes.
     """
     named = os.environ.get("KAGGLEHUB_CACHE")
-    root = Path(named) if named else Path.home() / ".cache" / "kagglehub"
+    try:
+        root = Path(named) if named else Path.home() / ".cache" / "kagglehub"
+    except RuntimeError:  # a user without a home has no cache
+        return None
     dataset = root / "datasets" / DATASET
     path = dataset / "versions" / VERSION
     return path if (dataset / f"{VERSION}.complete").exists() and path.is_dir() else None

@@ -64,7 +64,7 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path) -> Contents:
     roles: list[int] = []
     names: list[str] = []
     for role, path in files.items():
-        before = len(targets)
+        before, bad_before = len(targets), len(bad.skipped)
         stem = path.name.split(".")[0].removeprefix("df_")
         row = 0
         try:
@@ -85,7 +85,7 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path) -> Contents:
         except _BROKEN as error:
             raise _broken(path, error) from None
         roles += [ROLES.index(role)] * (len(targets) - before)
-        if len(targets) == before:
+        if len(targets) == before and len(bad.skipped) == bad_before:
             bad.add(path.name, "an empty split: there is no face in it")
     return of_rows(pile, targets, roles, names, "files", bad)
 
@@ -118,6 +118,8 @@ def _broken(path: Path, error: Exception) -> SourceError:
 def _check(path: Path, schema: pa.Schema) -> None:
     if IMAGE not in schema.names:
         raise SourceError(f"{path} has the columns {', '.join(schema.names)}; expected {IMAGE} and {LABEL}")
+    if twice := [name for name in (IMAGE, LABEL) if schema.names.count(name) > 1]:
+        raise SourceError(f"{path} has the column {twice[0]} twice; which one is meant is not known")
     kind = schema.field(IMAGE).type
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     if not is_list or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):

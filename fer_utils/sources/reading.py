@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fer_utils.emotions import CHALLENGE_ORDER, FROM_CHALLENGE, UNLABELLED
 from fer_utils.faces import SIZE, Digests, Images, Names, Skipped, Targets, digests
+from fer_utils.files import printable
 
 OnBad = Literal["raise", "skip"]
 Role = Literal["all", "train", "val", "test"]
@@ -117,7 +118,7 @@ class BadItems:
 
     def add(self, name: str, reason: str) -> None:
         """Note that the item called ``name`` cannot be used, and why."""
-        self.skipped.append(Skipped(name, reason))
+        self.skipped.append(Skipped(printable(name), reason))
 
     def check(self) -> None:
         """Raise if there are bad items and none may be skipped.
@@ -172,7 +173,7 @@ def label_target(label: str, role: Role) -> int:
     Raises:
         ValueError: the label is none of 0 to 6, or a training face has none.
     """
-    number = label.removesuffix(".0")
+    number = label.lower().removesuffix(".0")
     if number in ("", "-1", "nan"):
         if role in ("all", "train"):
             raise ValueError(f"has no emotion, and a training face needs one: {LABELS}")
