@@ -154,6 +154,9 @@ def put(
         raise ExportError(f"{splits.location}: a card needs labelled validation and test faces")
     log("scoring validation and test faces")
     halved = engine.model.half().float()
+    for key, tensor in halved.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ExportError(f"{run.path}: weight {key} is not finite in float16, in which the box keeps them")
     scored = score(TorchEngine(halved, replace(description, temperature=1.0)), splits)
     temperature = float(scored["temperature"]["none"])
     description = replace(description, temperature=temperature)
@@ -190,8 +193,9 @@ def put(
 def unpack(name: str | None, path: str | Path, folder: Path | None = None) -> Run:
     """Lay a model of the box out as a run, much as its training left it: to teach others, or to be evaluated by 04.
 
-    The run has the recipe, the weights and what the box knows of the training. How its epochs went and where its faces
-    lay is not known: there is no history, and whoever evaluates it names the faces or lets ``auto`` find them.
+    The run has the recipe, the weights, the temperature and what the box knows of the training. How its epochs went and
+    where its faces lay is not known: there is no history, and whoever evaluates it names the faces or lets ``auto``
+    find them.
 
     Args:
         name: of the model; None is the box's default.
@@ -219,6 +223,7 @@ def unpack(name: str | None, path: str | Path, folder: Path | None = None) -> Ru
         {
             **{key: told[key] for key in ("git", "versions", "device", "precision")},
             "parts": told.get("parts", []),
+            "temperature": model.temperature,
             "python": "unknown",
             "platform": "unknown",
             "threads": None,
@@ -475,7 +480,8 @@ def check(
         log(
             f"{SET_TITLES[key]:28} {'not there':>15} {scored[key]['correct']:,} of {scored[key]['faces']:,}, {interval}"
         )
-    if (folder / f"{chosen}.md").read_text(encoding="utf-8") != card(chosen, model):
+    there = folder / f"{chosen}.md"
+    if not there.is_file() or there.read_text(encoding="utf-8") != card(chosen, model):
         log(f"{chosen}.md does not say what box.json does")
         right = False
     log(f"the numbers of {chosen}'s card are {'reproduced' if right else 'NOT reproduced'}")
@@ -533,6 +539,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.check:
             names = given.what or list(listed(given.box))
+            if not names:
+                raise ExportError(f"{given.box} holds no model")
             # Every model is checked, whatever the first ones say.
             return 0 if min([check(name, given.data, given.box, log=print) for name in names]) else 1
         if given.unpack:
@@ -544,6 +552,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ExportError, CheckpointError, RunError, SourceError, RecipeError) as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

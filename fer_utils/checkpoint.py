@@ -77,6 +77,13 @@ def _write(path: Path, plain: dict[str, Any]) -> None:
         torch.save({"schema_version": SCHEMA_VERSION, "sha256": _digest(plain), "state": plain}, file)
 
 
+# What torch makes of a file in which some bytes are others.
+_DAMAGED: Final = (
+    RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError,
+    zipfile.BadZipFile,
+)  # fmt: skip
+
+
 def load(path: Path) -> dict[str, Any]:
     """Read what ``save`` wrote; every tensor is on the CPU.
 
@@ -86,7 +93,11 @@ def load(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint; train first, or name another run")
-    if not zipfile.is_zipfile(path):
+    try:
+        whole = zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        whole = False
+    if not whole:
         size = path.stat().st_size
         raise CheckpointError(
             f"{path}: is damaged or no checkpoint ({size:,} bytes that are no zip archive): copy it again, "
@@ -96,8 +107,10 @@ def load(path: Path) -> dict[str, Any]:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own message ends with how to load such a file all the same, which nobody should.
-        raise CheckpointError(f"{path}: refused, since it holds more than tensors and plain values") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+        raise CheckpointError(
+            f"{path}: refused, since it is damaged or holds more than tensors and plain values"
+        ) from error
+    except _DAMAGED as error:
         raise CheckpointError(f"{path}: cannot be read, it is damaged or no checkpoint: {error}") from error
     if not isinstance(held, dict) or "state" not in held or "sha256" not in held:
         raise CheckpointError(f"{path}: is no checkpoint of this suite")
@@ -107,7 +120,11 @@ def load(path: Path) -> dict[str, Any]:
             "or use the version of the suite that wrote it"
         )
     state: dict[str, Any] = held["state"]
-    if _digest(state) != held["sha256"]:
+    try:
+        digest = _digest(state)
+    except _DAMAGED as error:
+        raise CheckpointError(f"{path}: cannot be read, it is damaged: {error}") from error
+    if digest != held["sha256"]:
         raise CheckpointError(f"{path}: its content does not match its checksum: the file is damaged, train again")
     return state
 

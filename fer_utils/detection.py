@@ -51,7 +51,7 @@ def is_face(image: Image.Image) -> bool:
     short, long = sorted(image.size)
     if long <= FACE_SIDE:
         return short >= 0.8 * long
-    return long <= GREY_FACE_SIDE and short == long and image.mode in ("L", "I;16", "1")
+    return long <= GREY_FACE_SIDE and short == long and (image.mode in ("L", "1") or image.mode.startswith("I;16"))
 
 
 def to_grey(image: Image.Image) -> Grey:

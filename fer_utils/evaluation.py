@@ -19,6 +19,7 @@ scales the probabilities of test faces. Test scores are reported and choose noth
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -234,7 +235,7 @@ def evaluate(
         audited: ``audit(splits)``, to spare its time where several runs are evaluated on the same faces.
 
     Raises:
-        RunError: the run lacks a file or another version of the suite wrote it.
+        RunError: the run lacks a file or cannot be written to, or another version of the suite wrote it.
         CheckpointError: the checkpoint is missing, damaged, or of another schema or label order.
         EvaluationError: the faces are not those of the training, there are none, or a prediction is not finite.
     """
@@ -244,6 +245,10 @@ def evaluate(
             raise EvaluationError(f"view {view!r} is unknown; use {', '.join(get_args(TTA))}")
     if part is not None and part not in _PARTS:
         raise EvaluationError(f"part {part!r}: scores are reported on test or val; training faces are known by heart")
+    if not os.access(run.path, os.W_OK):
+        raise RunError(
+            f"{run.path} cannot be written to, where the predictions are to be: copy the run, or change that"
+        )
     same_data = _check_data(run, splits, other_data)
     parts = {name: splits[name] for name in _PARTS if len(splits[name])}
     if not parts or (part is not None and part not in parts):
@@ -287,14 +292,15 @@ def evaluate(
         tables.append(table)
     predictions = pd.concat(tables, ignore_index=True)
     _check_faces(predictions, splits)
+    chosen = loaded.recipe.keep_epoch is None and loaded.recipe.epochs > 0
     values = {
-        "run": run.path.name,
+        "run": run.path.resolve().name,
         "recipe": loaded.recipe.name,
         "checkpoint": {"file": "best.ckpt", "epoch": loaded.epoch, "sha256": known},
         "device": str(where),
         "precision": arithmetic,
         "data": {**describe_data(splits), "of_the_training": same_data},
-        **measure(predictions, part, draws=draws, seed=seed),
+        **measure(predictions, part, draws=draws, seed=seed, chosen=chosen),
     }
     _write_predictions(run, predictions, splits.fingerprint())
     run.write_json("metrics.json", {**values, "predictions_sha256": sha256(run.file("predictions.parquet"))})
@@ -302,9 +308,22 @@ def evaluate(
 
 
 def measure(
-    predictions: pd.DataFrame, part: Part | None = None, *, draws: int = metrics.DRAWS, seed: int = 0
+    predictions: pd.DataFrame,
+    part: Part | None = None,
+    *,
+    draws: int = metrics.DRAWS,
+    seed: int = 0,
+    chosen: bool = True,
 ) -> dict[str, Any]:
-    """Return everything in ``metrics.json`` that follows from the table of predictions alone; see ``evaluate``."""
+    """Return everything in ``metrics.json`` that follows from the table of predictions alone; see ``evaluate``.
+
+    Args:
+        predictions: as ``predictions.parquet`` holds them.
+        part: ``test`` or ``val``, what scores are reported on; None is ``test``, or ``val`` where test is unlabelled.
+        draws: resampled data sets of the intervals.
+        seed: seed of the resampling.
+        chosen: the network's epoch was chosen on the validation faces.
+    """
     views = [view for view in get_args(TTA) if set(columns(view)) <= set(predictions)]
     labelled = [name for name in _PARTS if _labelled(_rows(predictions, name))]
     temperature, temperature_note = {}, "fitted on validation faces by their negative log-likelihood"
@@ -327,7 +346,8 @@ def measure(
     lacking = _lacking(_rows(predictions, "test")["target"].to_numpy())
     note = {
         "test": "" if reported in labelled else f"{lacking}: there are predictions but no scores",
-        "val": "scores are of validation faces, on which the epoch was chosen: they are a little too good",
+        "val": "scores are of validation faces"
+        + (", on which the epoch was chosen: they are a little too good" if chosen else ""),
     }[reported]
     if reported == "val" and "test" not in labelled:
         note = f"{lacking}, so {note}"

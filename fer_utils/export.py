@@ -225,21 +225,27 @@ class OnnxEngine:
 
 
 def of_run(run: Run, which: Literal["best", "last"] = "best", device: torch.device | None = None) -> TorchEngine:
-    """Return a run's network with the temperature that its evaluation fitted; 1 before it was evaluated.
+    """Return a run's network with the temperature that its evaluation on its own faces fitted; 1 before that.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, of another schema or label order.
+        RunError: ``metrics.json`` or ``env.json`` is damaged.
     """
     from fer_utils.checkpoint import load_model
 
     loaded = load_model(run, which, device)
-    temperature = 1.0
+    environment = run.read_json("env.json") if run.has("env.json") else {}
+    # A model that was unpacked from the box was evaluated before.
+    temperature = float(environment.get("temperature") or 1.0)
     if run.has("metrics.json"):
         values = run.read_json("metrics.json")
-        # An evaluation of another epoch says nothing about this one.
-        if values.get("checkpoint", {}).get("epoch") == loaded.epoch:
+        evaluated = values.get("checkpoint", {})
+        # An evaluation of another network, or on faces of somebody else, says nothing about this one.
+        same = evaluated.get("epoch") == loaded.epoch and run.has("best.ckpt")
+        same = same and evaluated.get("sha256") == sha256(run.file("best.ckpt"))
+        if same and values.get("data", {}).get("of_the_training"):
             temperature = float(values.get("temperature", {}).get("none") or 1.0)
-    known = run.read_json("env.json").get("data", {}) if run.has("env.json") else {}
+    known = environment.get("data", {})
     data = {key: known.get(key) for key in ("source", "synthetic", "fingerprint", "faces")}
     description = Description(loaded.recipe, loaded.preprocessing, temperature, loaded.epoch, data)
     return TorchEngine(loaded.model, description, device)
@@ -328,7 +334,7 @@ def write_onnx(path: Path, engine: TorchEngine, faces: npt.NDArray[np.uint8]) ->
     with replacing(path) as aside:
         _save_onnx(onnx, program.model_proto, aside, engine.description)
         found = agreement(engine(faces), _read_onnx(aside)(faces))
-        if found.difference > TOLERANCE:
+        if not found.difference <= TOLERANCE:  # NaN is not
             raise ExportError(
                 f"{path}: its probabilities differ from PyTorch's by up to {found.difference:.2g} on {found.faces:,} "
                 f"faces, more than {TOLERANCE:g}; nothing was written"
@@ -398,7 +404,16 @@ def _read_onnx(path: Path) -> OnnxEngine:
             f"{path} is damaged, truncated or no ONNX file ({error}): export or fetch it again"
         ) from error
     described = {entry.key: entry.value for entry in proto.metadata_props}.get(_KEY)
-    return OnnxEngine(content, _described(path, described, iter(listed)))
+    description = _described(path, described, iter(listed))
+    errors = _import_onnx("onnxruntime.capi.onnxruntime_pybind11_state")
+    refusals = (errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.InvalidArgument, errors.NotImplemented)
+    try:
+        return OnnxEngine(content, description)
+    except refusals as error:
+        # Not all of a file is under its digest: what it computes is, the version of its format is not.
+        raise ExportError(
+            f"{path} cannot be run, it is damaged or of another version ({error}): export it again"
+        ) from error
 
 
 def _onnx_content(onnx: Any, proto: Any) -> Iterator[bytes]:
@@ -456,12 +471,13 @@ class _quiet:
 
 def write_pt2(path: Path, engine: TorchEngine) -> None:
     """Write a torch.export program for other programs: uint8 (N, 48, 48) to probabilities (N, 7), N free."""
-    program = torch.export.export(
-        Deployed(engine.model, engine.description).eval(),
-        (torch.zeros(2, SIZE, SIZE, dtype=torch.uint8),),
-        dynamic_shapes=({0: torch.export.Dim("faces", min=1)},),
-    )
-    with replacing(path) as aside:
+    with _quiet():
+        program = torch.export.export(
+            Deployed(engine.model, engine.description).eval(),
+            (torch.zeros(2, SIZE, SIZE, dtype=torch.uint8),),
+            dynamic_shapes=({0: torch.export.Dim("faces", min=1)},),
+        )
+    with _quiet(), replacing(path) as aside:
         described = json.dumps(engine.description.to_dict(), ensure_ascii=False)
         torch.export.save(program, aside, extra_files={f"{_KEY}.json": described})
 
@@ -507,7 +523,7 @@ def _described(path: Path, text: str | None, content: Iterator[bytes]) -> Descri
         values = json.loads(text)
         told = values.pop("digest")
         description = Description.from_dict(values)
-    except (ValueError, KeyError, AttributeError, RecipeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecipeError) as error:
         raise ExportError(f"{path} cannot be used: {error}") from error
     if _digest(values, content) != told:
         raise ExportError(
@@ -628,7 +644,7 @@ def export(
         target / "exports.json",
         {
             "format_version": _VERSION,
-            "run": run.path.name,
+            "run": run.path.resolve().name,
             "model": engine.description.to_dict(),
             "files": [asdict(item) for item in made],
         },

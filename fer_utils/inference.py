@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -191,7 +192,7 @@ class Classifier:
         from fer_utils.runs import Run, RunError
 
         boxed = box.listed().get(name) if filled and name is not None else None
-        if name is not None and boxed is not None and not Path(name).exists():
+        if name is not None and boxed is not None and not (Path(name) / "run.json").is_file():
             own = runs.OUTPUTS / name
             is_run = (own / "run.json").is_file()
             if not is_run or prefer == "box":
@@ -217,23 +218,33 @@ class Classifier:
 
         Raises:
             InputError: another type or shape.
+            ExportError: an answer is not finite.
         """
         if faces.dtype != np.uint8 or faces.shape[1:] != (SIZE, SIZE):
             raise InputError(f"faces must be uint8 (N, {SIZE}, {SIZE}), not {faces.dtype} {faces.shape}")
-        return self.engine(faces)
+        found = self.engine(faces)
+        if not np.isfinite(found).all():
+            from fer_utils.export import ExportError
+
+            raise ExportError(
+                f"{self.name} gives probabilities that are not finite: its weights are, or its training diverged; use "
+                "another model, or train it again"
+            )
+        return found
 
     def predict(self, images: Input, *, detect: Detect = "auto", batch_size: int = 256) -> Iterator[Prediction]:
         """Answer each picture in turn; one that cannot be read gets an ``error`` and the others their answers.
 
-        Memory is bounded by a batch, whatever the number of inputs: paths and generators are read as they are needed.
+        Memory is bounded by a batch, whatever the number of inputs: paths and generators are read as they are needed. A
+        table alone is read whole.
 
         Args:
             images: files, folders (all pictures in them, sorted), tables (a face in each row), PIL images, arrays and
                 tensors, or an iterable of these. An array is one picture (H, W) or (H, W, 1 to 4), or several (N, H, W)
                 or (N, H, W, 1 to 4), with 2 for grey and 4 for RGB with transparency, which is laid on white; a tensor
                 has its channels first: (H, W), (N, H, W) or (N, 1 to 4, H, W). Values are uint8, or float in [0, 1].
-            detect: True searches pictures for faces, False takes each for a face, ``auto`` takes a small square grey
-                one for a face and searches the others.
+            detect: True searches pictures for faces, False takes each for a face, ``auto`` takes a small and nearly
+                square picture, or a larger square grey one, for a face and searches the others.
             batch_size: faces that the network sees at once.
 
         Yields:
@@ -241,6 +252,7 @@ class Classifier:
 
         Raises:
             InputError: ``detect`` or ``batch_size`` is wrong; told at once.
+            ExportError: the network's answers are not finite.
             DetectorMissing: OpenCV has no detector with it.
         """
         if detect not in (True, False, "auto"):
@@ -338,7 +350,8 @@ def to_table(predictions: Iterable[Prediction]) -> pd.DataFrame:
     numbers = dict.fromkeys(("face", *Box._fields), "Int64")
     scores = {f"p_{emotion}": "float64" for emotion in EMOTIONS}
     frame = pd.DataFrame(rows, columns=["source", "face", *Box._fields, "label", *scores, "error"])
-    frame["error"] = frame["error"].fillna("")
+    # Where there is no error at all, pandas takes the column for one of numbers.
+    frame["error"] = frame["error"].astype(object).fillna("")
     # "string" keeps a missing label missing in every version of pandas.
     return frame.astype({"source": "str", **numbers, "label": "string", **scores, "error": "str"})
 
@@ -396,15 +409,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the answers there as tables, too")
     given = parser.parse_args(arguments)
-    if not any(Path(name).expanduser().exists() for name in given.inputs):
+    if not any(_is_there(name) for name in given.inputs):
         # Nothing to load a model for.
         for item in pictures(given.inputs):
             print(f"{item.source}: error: {item.picture}", file=sys.stderr)
         return 2
-    made = given.out is not None and not given.out.exists()
+    made: list[Path] = []
     if given.out is not None:
         # Before minutes of answers are lost.
         try:
+            made = [folder for folder in (given.out, *given.out.parents) if not folder.exists()]
             given.out.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=given.out):
                 pass
@@ -426,10 +440,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Whoever read the answers has read enough. At exit Python would write what is left, and fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     finally:
-        if made:
-            with contextlib.suppress(OSError):  # it has something in it
-                given.out.rmdir()
+        with contextlib.suppress(OSError):  # it has something in it
+            for folder in made:
+                folder.rmdir()
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return bool(name.strip()) and Path(name).expanduser().exists()
+    except (OSError, RuntimeError):  # no permission, a name too long, nobody's home
+        return False
 
 
 def _told_errors() -> tuple[type[Exception], ...]:

@@ -258,9 +258,12 @@ def fit_temperature(probabilities: Probabilities, targets: Targets) -> float:
 
     Fit it on validation faces only (Guo et al. 2017, arXiv:1706.04599). Above 1 the network was too sure, below 1 not
     sure enough. Log-probabilities stand for logits: they differ by a constant per face, which the softmax cancels. The
-    search is bounded to 0.05 to 20: predictions without a single mistake have no finite optimum.
+    search is bounded to 0.05 to 20. Predictions without a single mistake have no optimum, and theirs is 1: nothing
+    tells how sure they may be.
     """
     check(probabilities, targets)
+    if (probabilities.argmax(axis=1) == targets).all():
+        return 1.0
     rows = np.arange(len(targets))
     logs = _logs(probabilities)
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from fer_utils.files import printable
 from fer_utils.sources import images as files
 from fer_utils.sources.reading import SourceError, hidden
 
@@ -24,12 +25,32 @@ Input: TypeAlias = "str | Path | Image.Image | npt.NDArray[Any] | Iterable[Input
 
 TABLES: Final = (".csv", ".parquet", ".gzip")
 PICTURES: Final = (
-    *(".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2", ".avif"),
+    *(
+        ".jpg",
+        ".jpeg",
+        ".jfif",
+        ".mpo",
+        ".png",
+        ".bmp",
+        ".gif",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pnm",
+        ".jp2",
+        ".avif",
+    ),
     *(".heic", ".heif", ".mp4", ".mov", ".avi", ".mkv", ".webm"),
 )
 """Suffixes of a folder's files that are looked at; those in the second line get an answer that says what to do."""
 _CHANNELS: Final = (1, 2, 3, 4)
 """Sizes of an array's axis that holds grey, grey with transparency, RGB or RGBA."""
+
+
+_ROUNDING: Final = 1e-5
+"""How far beyond [0, 1] a float may be and still count as its end: a four-hundredth of a grey level."""
 
 
 class InputError(ValueError):
@@ -82,18 +103,27 @@ def _attempt(read: Callable[[], Image.Image]) -> Image.Image | InputError:
 
 
 def _named(name: str | Path) -> Iterator[Item]:
-    path = Path(name).expanduser()
-    source = str(name)
+    source = printable(str(name))
+    if not source.strip():
+        yield Item(source, InputError("the name is empty; give the path of a picture, folder or table"))
+        return
     if re.match(r"[a-z]+://", source):
         yield Item(source, InputError("addresses are not fetched: download the picture and give its path"))
-    elif path.is_dir():
+        return
+    try:
+        path = Path(name).expanduser()
+        is_folder, is_there = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # no permission, a name too long, nobody's home
+        yield Item(source, InputError(f"cannot be read: {getattr(error, 'strerror', None) or error}"))
+        return
+    if is_folder:
         found = False
-        for file in _files_in(path):
+        for item in _in_folder(path):
             found = True
-            yield Item(str(file), _attempt(functools.partial(read_picture, file)))
+            yield item
         if not found:
             yield Item(source, InputError("there is no picture in this folder"))
-    elif not path.exists():
+    elif not is_there:
         yield Item(source, InputError("there is no such file"))
     elif path.suffix.lower() in TABLES:
         yield from table_rows(path)
@@ -101,15 +131,19 @@ def _named(name: str | Path) -> Iterator[Item]:
         yield Item(source, _attempt(functools.partial(read_picture, path)))
 
 
-def _files_in(folder: Path) -> Iterator[Path]:
+def _in_folder(folder: Path) -> Iterator[Item]:
     """A folder's pictures, sorted, those of its folders after its own; links to folders are not followed."""
-    entries = sorted((entry for entry in folder.iterdir() if not hidden(entry.name)), key=lambda entry: entry.name)
-    for entry in entries:
-        if entry.is_file() and entry.suffix.lower() in PICTURES:
-            yield entry
-    for entry in entries:
-        if entry.is_dir() and not entry.is_symlink():
-            yield from _files_in(entry)
+    try:
+        entries = sorted((entry for entry in folder.iterdir() if not hidden(entry.name)), key=lambda entry: entry.name)
+        pictures = [entry for entry in entries if entry.suffix.lower() in PICTURES and entry.is_file()]
+        folders = [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
+    except OSError as error:
+        yield Item(printable(str(folder)), InputError(f"the folder cannot be read: {error.strerror}"))
+        return
+    for path in pictures:
+        yield Item(printable(str(path)), _attempt(functools.partial(read_picture, path)))
+    for path in folders:
+        yield from _in_folder(path)
 
 
 def read_picture(path: str | Path) -> Image.Image:
@@ -173,6 +207,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _flat(image: Image.Image) -> Image.Image:
     """A picture of any mode as L, I;16 or RGB: transparency on white, floats in [0, 1] as bytes."""
+    if 0 in image.size:
+        raise InputError("the picture holds no pixel")
     if image.mode in ("L", "RGB", "1") and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16"):
@@ -249,33 +285,40 @@ def _to_bytes(array: npt.NDArray[Any]) -> Grey:
     low, high = float(array.min()), float(array.max())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise InputError("the array holds NaN or infinity; expected float in [0, 1]")
-    if low < 0 or high > 1:
+    # Resizing and rounding may end a hair beyond.
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
         hint = ": divide by 255, or give uint8" if low >= 0 and high <= 255 else ": undo its normalisation"
         raise InputError(f"float values from {low:.3g} to {high:.3g}; expected [0, 1]{hint}")
-    scaled: Grey = np.rint(array * 255).astype(np.uint8)
+    scaled: Grey = np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
     return scaled
 
 
 def table_rows(path: str | Path) -> Iterator[Item]:
     """Give the faces of a CSV or parquet table in the order of its rows, labelled or not; a bad row is an InputError.
 
-    Columns as FER2013 is published: ``pixels`` (CSV) or ``image`` (parquet), 2,304 numbers from 0 to 255.
+    Columns as FER2013 is published: ``pixels`` (CSV) or ``image`` (parquet), 2,304 numbers from 0 to 255. What else a
+    row holds is not looked at: a label may be any or none.
     """
     from fer_utils.sources import csv, parquet, row_numbers
 
     file = Path(path)
     reader = csv.read if file.suffix.lower() == ".csv" else parquet.read
     try:
-        # "test" is the role that may go without labels.
-        contents = reader({"test": file}, "skip", file)
+        contents = reader({"test": file}, "skip", file, labels=False)
+        skipped = contents.skipped
+        rows: dict[int, Grey | InputError] = dict(
+            zip(row_numbers(contents.names).tolist(), contents.images, strict=True)
+        )
     except SourceError as error:
-        yield Item(str(path), InputError(str(error)))
-        return
-    rows: dict[int, Grey | InputError] = dict(zip(row_numbers(contents.names).tolist(), contents.images, strict=True))
-    for item in contents.skipped:
+        if not error.skipped:
+            yield Item(printable(str(path)), InputError(str(error)))
+            return
+        # Not one row is good, and each says why.
+        rows, skipped = {}, error.skipped
+    for item in skipped:
         found = re.search(r" row (\d+)$", item.name)
         if found:
             rows[int(found.group(1))] = InputError(item.reason)
     for row in sorted(rows):
         value = rows[row]
-        yield Item(f"{path}[{row}]", value if isinstance(value, InputError) else Image.fromarray(value))
+        yield Item(printable(f"{path}[{row}]"), value if isinstance(value, InputError) else Image.fromarray(value))

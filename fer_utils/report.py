@@ -259,8 +259,35 @@ class _About:
         skipping = " -p on_bad skip" if skipped else ""
         return [
             " ".join([*words, f"--out {again}"]),
-            f"papermill notebooks/04_evaluate.ipynb out.ipynb -p run {again}{skipping}",
+            f"papermill notebooks/04_evaluate.ipynb out.ipynb -p run {again}{skipping}{self._evaluated()}",
         ]
+
+    def _evaluated(self) -> str:
+        """The parameters of 04 by which it was evaluated, where they are not its own."""
+        found = self.found.metrics
+        added = [view for view in self.found.views if view != "none"]
+        views = "all" if len(added) == len(VIEW_TITLES) - 1 else added[0] if added else "none"
+        told = "" if views == "flip" else f" -p tta {views}"
+        if self.found.part == "val" and "test" in found["scores"]:
+            told += " -p part val"
+        if found["bootstrap"]["seed"] != self.recipe.seed:
+            told += f" -p seed {found['bootstrap']['seed']}"
+        if found["precision"] != self.env["precision"]:
+            told += f" -p precision {found['precision']}"
+        if not self.data["of_the_training"]:
+            place = self.data["source"] if self.data["source"] == "kaggle" else self.data["location"]
+            place = _from_root(Path(place)) if Path(place).is_absolute() else place
+            told += f" -p data {shlex.quote(place)} -p other_data true"
+        return told
+
+    def other(self) -> str:
+        """A warning where the faces are not those of the training; nothing where they are."""
+        if self.data["of_the_training"]:
+            return ""
+        return (
+            "These are not the faces that the run was trained on: which of them have copies among those that it saw is "
+            "not known."
+        )
 
     def commit(self) -> str:
         git = self.env["git"]
@@ -342,11 +369,8 @@ def _first_screen(about: _About) -> Iterator[str]:
             '<p class="banner"><strong>Synthetic faces.</strong> A generator drew them, so that the suite can be tried '
             "without data. No number on this page says anything about real faces.</p>"
         )
-    if not about.data["of_the_training"]:
-        yield (
-            '<p class="banner">These are not the faces that the run was trained on: which of them have copies among '
-            "those is not known.</p>"
-        )
+    if about.other():
+        yield f'<p class="banner">{html.escape(about.other())}</p>'
     if found.metrics["note"]:
         yield f'<p class="banner">{html.escape(_sentence(found.metrics["note"]))}</p>'
     yield '<div class="cards">'
@@ -512,6 +536,8 @@ def _card(about: _About) -> str:
     lines = [f"# Model card: {about.title}", ""]
     if about.data["synthetic"]:
         lines += ["> **Synthetic faces.** A generator drew them: no number here says anything about real faces.", ""]
+    if about.other():
+        lines += [f"> {about.other()}", ""]
     if about.found.metrics["note"]:
         lines += [f"> {_sentence(about.found.metrics['note'])}", ""]
     lines += [

@@ -62,21 +62,17 @@ class Run:
         Raises:
             RunError: ``path`` is a file, or a directory that holds something else or cannot be made.
         """
-        if path is None:
-            stamp = dt.datetime.now().strftime("%Y%m%d-%H%M%S")
-            target = OUTPUTS / f"{stamp}-{label}"
-            number = 2
-            while target.exists():
-                target = OUTPUTS / f"{stamp}-{label}-{number}"
-                number += 1
-        else:
-            target = Path(path)
-        if (target / "run.json").is_file():
+        stamp = dt.datetime.now().strftime("%Y%m%d-%H%M%S")
+        target = OUTPUTS / f"{stamp}-{label}" if path is None else Path(path)
+        if path is not None and (target / "run.json").is_file():
             return cls.open(target)
-        if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        if path is not None and (target.is_file() or (target.is_dir() and any(target.iterdir()))):
             raise RunError(f"{target} is there already and is no run: name a new or empty directory for the run")
         try:
-            target.mkdir(parents=True, exist_ok=True)
+            if path is None:
+                target = _own_directory(target)
+            else:
+                target.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{target} cannot be made ({error.strerror}): name another directory for the run") from None
         run = cls(target)
@@ -91,7 +87,8 @@ class Run:
             RunError: there is no run, or another version of the suite wrote it.
         """
         target = Path(path)
-        if not target.exists() and (OUTPUTS / path).exists():
+        # A directory that merely has a run's name does not hide it.
+        if not (target / "run.json").is_file() and (OUTPUTS / path).is_dir():
             target = OUTPUTS / path
         run = cls(target)
         if not target.is_dir():
@@ -194,7 +191,11 @@ class Run:
         """The recipe as it was trained, overrides included."""
         if not self.has("recipe.yaml"):
             raise RunError(f"{self.path} has no recipe.yaml: nothing was trained in it yet")
-        return recipes.parse(self.file("recipe.yaml").read_text(encoding="utf-8"))
+        try:
+            text = self.file("recipe.yaml").read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise RunError(f"{self.file('recipe.yaml')} is damaged: it is no text ({error})") from error
+        return recipes.parse(text)
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Store the recipe."""
@@ -217,10 +218,17 @@ class Run:
             return list(csv.DictReader(file))
 
     def history(self) -> pd.DataFrame:
-        """Return a row per finished epoch; empty before the first."""
+        """Return a row per finished epoch; empty before the first.
+
+        Raises:
+            RunError: ``history.csv`` is no table.
+        """
         if not self.has("history.csv"):
             return pd.DataFrame({"epoch": pd.Series(dtype=int)})
-        return pd.read_csv(self.file("history.csv"))
+        try:
+            return pd.read_csv(self.file("history.csv"))
+        except (ValueError, UnicodeDecodeError) as error:  # pandas' own are of the first kind
+            raise RunError(f"{self.file('history.csv')} is damaged: it is no table ({error})") from error
 
     def save_figure(self, name: str, figure: Figure, dpi: int = 150) -> Path:
         """Save ``figure`` as ``figures/NAME.png`` and return its path."""
@@ -232,6 +240,20 @@ class Run:
     def write_environment(self, splits: Splits, device: str, precision: str, threads: int) -> None:
         """Store what the training ran on: commit, versions, machine, device, data fingerprint, skipped items."""
         self.write_json("env.json", environment(splits, device, precision, threads))
+
+
+def _own_directory(wanted: Path) -> Path:
+    """Make and return a directory that nobody else has: of this name, or where that is taken with a number behind."""
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path
 
 
 def chosen_recipe(parameters: Mapping[str, Any]) -> Recipe:

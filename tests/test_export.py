@@ -49,9 +49,16 @@ def run(tiny_recipe: Recipe, synthetic_splits: Splits, tmp_path_factory: pytest.
         model.fc[1].bias.sub_(model.eval()(faces).mean(0))
     made.write_recipe(tiny_recipe)
     made.write_environment(synthetic_splits, "cpu", "float32", 1)
-    made.write_json("metrics.json", {"checkpoint": {"epoch": 3}, "temperature": {"none": 1.7}})
     checkpoint.save(made.file("best.ckpt"), checkpoint.model_state(model, preprocessing, tiny_recipe, 3))
+    evaluated_with(made, epoch=3, temperature=1.7)
     return made
+
+
+def evaluated_with(run: Run, epoch: int, temperature: float) -> None:
+    """Leave of an evaluation of the run's network what tells its temperature."""
+    network = {"epoch": epoch, "sha256": sha256(run.file("best.ckpt"))}
+    values = {"checkpoint": network, "data": {"of_the_training": True}, "temperature": {"none": temperature}}
+    run.write_json("metrics.json", values)
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +99,12 @@ def test_members_are_one_network_in_every_format(run: Run, synthetic_splits: Spl
     made = Run.create(tmp_path / "members")
     torch.manual_seed(1)
     other = models.build(part.recipe).eval()
-    for name in ("recipe.yaml", "env.json", "metrics.json"):
+    for name in ("recipe.yaml", "env.json"):
         made.file(name).write_bytes(run.file(name).read_bytes())
     made.write_recipe(recipe)
     both = models.Members([part.model, other])
     checkpoint.save(made.file("best.ckpt"), checkpoint.model_state(both, part.preprocessing, recipe, 3))
+    evaluated_with(made, epoch=3, temperature=1.7)
     faces = synthetic_splits.test.images[:20]
     with torch.no_grad():
         shown = part.preprocessing(torch.from_numpy(faces.copy()))

@@ -17,6 +17,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import skimage.data
 import torch
@@ -24,8 +26,9 @@ from PIL import Image
 
 from fer_utils import box, checkpoint, detection, inference, models, pictures, sources
 from fer_utils.emotions import EMOTIONS
+from fer_utils.export import ExportError, TorchEngine
 from fer_utils.faces import Splits
-from fer_utils.files import ROOT
+from fer_utils.files import ROOT, sha256
 from fer_utils.inference import Classifier, Prediction
 from fer_utils.pictures import InputError
 from fer_utils.preprocessing import Preprocessing
@@ -120,11 +123,17 @@ def test_the_temperature_of_the_evaluation_of_this_epoch_counts(run: Run, face: 
     other = Run.create(tmp_path / "other")
     for name in ("best.ckpt", "recipe.yaml", "env.json"):
         other.file(name).write_bytes(run.file(name).read_bytes())
-    other.write_json("metrics.json", {"checkpoint": {"epoch": 1}, "temperature": {"none": 2.0}})
+    of_it = {"epoch": 1, "sha256": sha256(other.file("best.ckpt"))}
+    own, theirs = {"of_the_training": True}, {"of_the_training": False}
     expected = np.sqrt(before) / np.sqrt(before).sum()
-    assert np.allclose(Classifier.from_run(other).probabilities(face[None]), expected, atol=1e-6)
-    other.write_json("metrics.json", {"checkpoint": {"epoch": 9}, "temperature": {"none": 2.0}})
-    assert np.allclose(Classifier.from_run(other).probabilities(face[None]), before, atol=1e-6)
+    for evaluated, data, wanted in (
+        (of_it, own, expected),
+        ({**of_it, "epoch": 9}, own, before),
+        ({**of_it, "sha256": "of another network"}, own, before),
+        (of_it, theirs, before),
+    ):
+        other.write_json("metrics.json", {"checkpoint": evaluated, "data": data, "temperature": {"none": 2.0}})
+        assert np.allclose(Classifier.from_run(other).probabilities(face[None]), wanted, atol=1e-6)
 
 
 def test_generators_are_read_as_they_are_needed(classifier: Classifier, face: np.ndarray) -> None:
@@ -347,12 +356,17 @@ def test_one_bad_input_among_good_ones(classifier: Classifier, face: np.ndarray,
         torch.zeros(3, 48, 48),
         12,
         None,
+        "",
+        "a" * 300,
+        "~nobody_of_this_name/face.png",
+        Image.new("RGB", (0, 0)),
         face,
     ]
     told = [
         *("not an image", "truncated or broken", "the file is empty", "no such file", "no picture in this folder"),
         *("download the picture", "(4, 5, 6, 7, 8) is no picture", "divide by 255", "NaN", "int64", "no pixel"),
         *("one colour picture or three grey ones", "int is no picture", "NoneType is no picture"),
+        *("the name is empty", "cannot be read", "cannot be read", "no pixel"),
     ]
     first, *bad, last = classifier.predict(inputs)
     assert first.error is None
@@ -364,6 +378,44 @@ def test_one_bad_input_among_good_ones(classifier: Classifier, face: np.ndarray,
         assert text_ in prediction.error, prediction.error
         assert prediction.label is None
         assert prediction.faces == ()
+
+
+def test_a_float_that_rounding_took_beyond_its_end_is_its_end(face: np.ndarray) -> None:
+    scaled = face.astype(np.float32) / 255
+    scaled.flat[:2] = 1 + 1e-6, -1e-6
+    wanted = face.copy()
+    wanted.flat[:2] = 255, 0
+    np.testing.assert_array_equal(crop_of(scaled), wanted)
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="file names are Unicode there")
+def test_names_in_another_encoding_lose_no_answer(classifier: Classifier, face: np.ndarray, tmp_path: Path) -> None:
+    for name in (b"a.png", b"caf\xe9.png", b"z.jfif"):
+        Image.fromarray(face).save(os.fsencode(tmp_path) + b"/" + name, "PNG")
+    table = inference.to_table(classifier.predict(tmp_path))
+    inference.write_answers(table, tmp_path / "out")
+    assert pd.read_parquet(tmp_path / "out" / "predictions.parquet")["source"].tolist() == [
+        f"{tmp_path}/{name}" for name in ("a.png", "caf\\udce9.png", "z.jfif")
+    ]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is unreadable to root")
+def test_a_folder_without_permission_is_told(classifier: Classifier, face: np.ndarray, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.mkdir(mode=0)
+    Image.fromarray(face).save(tmp_path / "z.png")
+    answers = list(classifier.predict(tmp_path))
+    secret.chmod(0o700)
+    assert [answer.error for answer in answers] == [None, "the folder cannot be read: Permission denied"]
+
+
+def test_answers_that_are_not_finite_are_refused(run: Run, face: np.ndarray) -> None:
+    broken = Classifier.from_run(run)
+    assert isinstance(broken.engine, TorchEngine)
+    with torch.no_grad():
+        next(broken.engine.model.parameters()).fill_(float("nan"))
+    with pytest.raises(ExportError, match="tiny gives probabilities that are not finite"):
+        broken.probabilities(face[None])
 
 
 def test_wrong_options_are_told_at_once(classifier: Classifier, face: np.ndarray) -> None:
@@ -422,6 +474,26 @@ def test_a_bad_row_keeps_its_place(classifier: Classifier, synthetic_splits: Spl
     assert inference.to_challenge_numbers(inference.to_table(answers))[1] == -1
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     assert "pixels" in str(one(classifier, tmp_path / "other.csv").error)
+
+
+def test_what_stands_beside_the_pixels_of_a_table_is_not_looked_at(
+    classifier: Classifier, synthetic_splits: Splits, tmp_path: Path
+) -> None:
+    faces = synthetic_splits.test.images[:4]
+    texts = [" ".join(map(str, image.ravel())) for image in faces]
+    labels, usages = ("happy", "7", "", "-1"), ("Training", "train", "", "PrivateTest")
+    rows = [f"{label},{text},{usage}" for label, text, usage in zip(labels, texts, usages, strict=True)]
+    (tmp_path / "own.csv").write_text("\n".join(["emotion,pixels,Usage", *rows]))
+    table = pa.table({"image": faces.reshape(4, -1).astype(float).tolist(), "emotion_idx": list(labels)})
+    pq.write_table(table, tmp_path / "own.parquet")
+    expected = [EMOTIONS[target] for target in classifier.probabilities(faces).argmax(axis=1)]
+    for name in ("own.csv", "own.parquet"):
+        assert [answer.label for answer in classifier.predict(tmp_path / name)] == expected
+    # Where no row is good, each still has its place.
+    (tmp_path / "own.csv").write_text("pixels\n1 2\n3\n")
+    answers = list(classifier.predict(tmp_path / "own.csv"))
+    assert [answer.source for answer in answers] == [f"{tmp_path}/own.csv[{row}]" for row in range(2)]
+    assert ["2 pixels" in str(answers[0].error), "1 pixels" in str(answers[1].error)] == [True, True]
 
 
 def test_numbers_are_those_of_the_published_tables() -> None:
@@ -578,6 +650,9 @@ def test_a_name_of_a_run_and_of_the_box_is_what_is_preferred_and_says_so(
     own = tmp_path / name
     own.mkdir()
     assert Classifier.named(name, prefer="run").run is None, "an empty directory is no run"
+    monkeypatch.chdir(tmp_path)
+    assert Classifier.named(name).run is None, "nor is one where the command runs"
+    monkeypatch.chdir(tmp_path.parent)
     own.rmdir()
     shutil.copytree(run.path, own)
 
@@ -650,6 +725,19 @@ def test_the_command_says_what_is_wrong(
     assert "cuda:9" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         inference.main([])
+
+
+def test_a_reader_that_has_read_enough_is_no_error(run: Run, face: np.ndarray, tmp_path: Path) -> None:
+    for number in range(300):
+        Image.fromarray(face).save(tmp_path / f"{number}.png")
+    words = [sys.executable, "-m", "fer_utils.inference", str(tmp_path), "--json", "--model", str(run.path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as started:
+        assert started.stdout is not None
+        assert started.stderr is not None
+        assert json.loads(started.stdout.readline())["error"] is None
+        started.stdout.close()
+        assert "Traceback" not in started.stderr.read()
+    assert started.returncode == 1
 
 
 def test_the_command_says_which_network_answers_where_a_name_means_two(
@@ -758,6 +846,8 @@ def test_what_cannot_be_answered_leaves_no_empty_directory(
         assert inference.main([str(path), "--model", "no_such", "--out", str(folder)]) == 2
     assert not out.exists()
     assert mine.is_dir(), "what was there before is the user's"
+    assert inference.main([str(path), "--model", "no_such", "--out", str(tmp_path / "new" / "one")]) == 2
+    assert not (tmp_path / "new").exists()
 
     def interrupted(*_: object) -> int:
         raise KeyboardInterrupt

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import sklearn.metrics as reference
 
-from fer_utils import evaluation, report
+from fer_utils import checkpoint, evaluation, report
 from fer_utils import recipe as recipes
 from fer_utils.emotions import EMOTIONS
 from fer_utils.evaluation import EvaluationError
@@ -210,7 +210,7 @@ def test_the_commands_are_for_the_root_wherever_the_report_was_made(
         report.write(moved)
         card = moved.file("MODEL_CARD.md").read_text()
         assert f"--data {told} --recipe outputs/a/recipe.yaml --out outputs/a-again\n" in card
-        assert "-p run outputs/a-again\n" in card
+        assert "-p run outputs/a-again -p tta none\n" in card
 
 
 def test_the_command_skips_what_the_training_skipped(run: Run) -> None:
@@ -260,8 +260,35 @@ def test_unlabelled_test_faces_are_told_of(run: Run, splits: Splits) -> None:
 
 
 def test_other_faces_than_those_of_the_training_are_told_of(run: Run) -> None:
-    evaluation.evaluate(run, synthetic.generate(300, seed=8), device="cpu", draws=20, other_data=True)
-    assert "not the faces that the run was trained on" in Page(report.write(run).read_text(encoding="utf-8")).text
+    other = dataclasses.replace(synthetic.generate(300, seed=8), location="synthetic:300")
+    evaluation.evaluate(run, other, device="cpu", draws=20, other_data=True)
+    page, card = Page(report.write(run).read_text(encoding="utf-8")).text, run.file("MODEL_CARD.md").read_text()
+    for text in (page, card):
+        assert "not the faces that the run was trained on" in text
+        assert "-p data synthetic:300 -p other_data true" in text
+
+
+def test_the_command_evaluates_as_it_was_evaluated(run: Run, splits: Splits) -> None:
+    for options, told in (
+        ({"tta": ("flip",), "seed": 3}, ""),
+        ({"tta": ("flip", "ten_crop"), "seed": 5}, " -p tta all -p seed 5"),
+        ({"tta": (), "seed": 3, "part": "val"}, " -p tta none -p part val"),
+        ({"tta": (), "seed": 3, "precision": "float64"}, " -p tta none -p precision float64"),
+        ({"tta": ("ten_crop",), "seed": 3}, " -p tta ten_crop"),
+    ):
+        evaluation.evaluate(run, splits, device="cpu", draws=20, **options)  # type: ignore[arg-type]
+        report.write(run)
+        (line,) = [line for line in run.file("MODEL_CARD.md").read_text().splitlines() if "04_evaluate" in line]
+        assert line.endswith(f"copy-again{told}")
+
+
+def test_validation_faces_that_chose_nothing_are_not_called_too_good(run: Run, splits: Splits) -> None:
+    held = checkpoint.load(run.file("best.ckpt"))
+    for change, good in (({"keep_epoch": 1}, False), ({}, True)):
+        recipe = run.recipe.model_copy(update=change)
+        checkpoint.save(run.file("best.ckpt"), {**held, "recipe": recipe.dump()})
+        found = evaluation.evaluate(run, splits, part="val", device="cpu", draws=20)
+        assert ("a little too good" in found.metrics["note"]) == good
 
 
 def test_a_run_that_was_not_evaluated_is_refused(run: Run) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -77,6 +78,32 @@ def test_a_run_is_opened_by_path_or_by_name(outputs: Path) -> None:
     made = Run.create(outputs / "first")
     assert Run.open(made.path).path == made.path
     assert Run.open("first").path == made.path
+
+
+def test_a_directory_that_has_a_runs_name_does_not_hide_it(
+    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Run.create(outputs / "mine")
+    here = tmp_path / "elsewhere"
+    (here / "mine").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    assert Run.open("mine").path == made.path
+
+
+def test_runs_that_are_made_at_once_are_not_one(outputs: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: Run.create().path, range(24)))
+    assert len(set(made)) == 24
+
+
+def test_what_is_no_text_or_table_is_told(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run")
+    run.file("recipe.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(RunError, match=r"recipe\.yaml is damaged"):
+        _ = run.recipe
+    run.file("history.csv").touch()
+    with pytest.raises(RunError, match=r"history\.csv is damaged"):
+        run.history()
 
 
 def test_what_is_no_run_cannot_be_opened(tmp_path: Path) -> None:

@@ -104,8 +104,14 @@ def read_header(path: Path, line: bytes) -> Columns:
     return Columns(where["pixels"], where.get("emotion"), where.get("usage"), len(names))
 
 
-def read(files: dict[Role, Path], on_bad: OnBad, location: Path) -> Contents:
+def read(files: dict[Role, Path], on_bad: OnBad, location: Path, *, labels: bool = True) -> Contents:
     """Read CSV files, each of one role; ``all`` for a file whose Usage column, if it has one, tells the roles.
+
+    Args:
+        files: by role.
+        on_bad: ``raise`` or ``skip``.
+        location: what to call the place in messages.
+        labels: False takes all faces for unlabelled and of their file's role, whatever stands beside the pixels.
 
     Raises:
         SourceError: a file without the column ``pixels``; a bad row under ``on_bad="raise"``; no face at all.
@@ -120,7 +126,7 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path) -> Contents:
         before, bad_before = len(targets), len(bad.skipped)
         stem = path.stem
         row = 0
-        for found, their_digests in _read_one(path, role):
+        for found, their_digests in _read_one(path, role, labels):
             pile.add(found.images, their_digests)
             targets += found.targets
             roles += [ROLES.index(its_role) for its_role in found.roles]
@@ -133,12 +139,14 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path) -> Contents:
     return of_rows(pile, targets, roles, names, "files" if len(files) > 1 else "Usage column", bad)
 
 
-def _read_one(path: Path, role: Role) -> Iterator[tuple[Rows, Digests]]:
+def _read_one(path: Path, role: Role, labels: bool) -> Iterator[tuple[Rows, Digests]]:
     """Give the rows of a file, a block at a time, and the digests of their images."""
     with path.open("rb") as file:
         while (line := file.readline(LONGEST_LINE)) and not line.strip():
             pass
         columns = read_header(path, line)
+        if not labels:
+            columns = columns._replace(emotion=None, usage=None)
         begin, size = file.tell(), path.stat().st_size
     mine = _Mine()
 

@@ -51,8 +51,14 @@ class Rows(NamedTuple):
     wrong: dict[int, str]
 
 
-def read(files: dict[Role, Path], on_bad: OnBad, location: Path) -> Contents:
+def read(files: dict[Role, Path], on_bad: OnBad, location: Path, *, labels: bool = True) -> Contents:
     """Read parquet files, each of one role.
+
+    Args:
+        files: by role.
+        on_bad: ``raise`` or ``skip``.
+        location: what to call the place in messages.
+        labels: False takes all faces for unlabelled, whatever stands beside the pixels.
 
     Raises:
         SourceError: a file that is no parquet table or has no column ``image``; a bad row under ``on_bad="raise"``; no
@@ -68,7 +74,7 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path) -> Contents:
         stem = path.name.split(".")[0].removeprefix("df_")
         row = 0
         try:
-            for found in _read_one(path):
+            for found in _read_one(path, labels):
                 good = []
                 for i, label in enumerate(found.labels):
                     try:
@@ -90,10 +96,11 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path) -> Contents:
     return of_rows(pile, targets, roles, names, "files", bad)
 
 
-def _read_one(path: Path) -> Iterator[Rows]:
+def _read_one(path: Path, with_labels: bool) -> Iterator[Rows]:
     with pq.ParquetFile(path) as file, ThreadPoolExecutor(1) as pool:
         _check(path, file.schema_arrow)
-        present = [name for name in (IMAGE, LABEL) if name in file.schema_arrow.names]
+        wanted = (IMAGE, LABEL) if with_labels else (IMAGE,)
+        present = [name for name in wanted if name in file.schema_arrow.names]
         batches = file.iter_batches(BATCH, columns=present)
         # One batch is decoded while the one before is turned into bytes.
         ahead = pool.submit(next, batches, None)

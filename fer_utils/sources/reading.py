@@ -33,7 +33,13 @@ _SHOWN: Final = 10
 
 
 class SourceError(ValueError):
-    """Data that cannot be read as asked; the message names the place, file or row and says what to do."""
+    """Data that cannot be read as asked; the message names the place, file or row and says what to do.
+
+    Attributes:
+        skipped: the bad items, where there was nothing else.
+    """
+
+    skipped: tuple[Skipped, ...] = ()
 
 
 class Pile:
@@ -141,7 +147,9 @@ class BadItems:
     def nothing_left(self) -> SourceError:
         """Return the error to raise where no face is left, with the reasons that are known."""
         reasons = "".join(f"\n  {item.name}: {item.reason}" for item in self.skipped[:_SHOWN])
-        return SourceError(f"{self._location} holds no face that can be read{':' if reasons else '.'}{reasons}")
+        error = SourceError(f"{self._location} holds no face that can be read{':' if reasons else '.'}{reasons}")
+        error.skipped = tuple(self.skipped)
+        return error
 
 
 def of_rows(
