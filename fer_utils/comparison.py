@@ -13,6 +13,7 @@ import pandas as pd
 
 from fer_utils import evaluation, metrics, models
 from fer_utils import recipe as recipes
+from fer_utils.audit import audit
 from fer_utils.evaluation import Evaluation, EvaluationError
 from fer_utils.faces import Splits
 from fer_utils.metrics import Comparison, MeanStd
@@ -46,8 +47,8 @@ class Entry:
 
     @property
     def ranked(self) -> bool:
-        """False where the recipe lacks the weights that it is about: its place would say nothing about it."""
-        return not self.without_weights
+        """False where the recipe lacks the weights that it is about, or there was no validation part to rank it by."""
+        return not self.without_weights and bool(np.isfinite(_validation_accuracy(self)))
 
     def over_seeds(self, name: str) -> dict[str, MeanStd]:
         """Return every score of a set of faces, single view, as mean and standard deviation over the seeds."""
@@ -134,13 +135,14 @@ def train(
         MissingWeights: a recipe asks for ImageNet weights that cannot be had.
         RunError: a run in ``out`` is of another training.
     """
-    done = []
+    done, audited = [], None
     for number, recipe in enumerate(wanted, start=1):
         run = Run.create(run_of(recipe, out))
         log(f"[{number}/{len(wanted)}] {recipe.name}, seed {recipe.seed}: {run.path}")
         fit(recipe, splits, run, device=device, log=log)
         if not evaluation.is_current(run):
-            evaluation.evaluate(run, splits, device=device)
+            audited = audited or audit(splits)
+            evaluation.evaluate(run, splits, device=device, audited=audited)
         done.append(run)
     return done
 
@@ -181,7 +183,7 @@ def gather(runs: Sequence[Run], splits: Splits) -> list[Entry]:
         label, without_weights = _label(recipe, [others[0].recipe for others in groups.values()])
         held = tuple(_evaluation(run, splits) for run in members)
         entries.append(Entry(label, recipe, tuple(members), held, without_weights))
-    return sorted(entries, key=lambda entry: (not entry.ranked, -_validation_accuracy(entry)))
+    return sorted(entries, key=lambda entry: (not entry.ranked, -np.nan_to_num(_validation_accuracy(entry), nan=-1)))
 
 
 def _evaluation(run: Run, splits: Splits) -> Evaluation:
@@ -204,13 +206,21 @@ def _label(recipe: Recipe, every: Sequence[Recipe]) -> tuple[str, bool]:
         lacks_weights = False
     else:
         lacks_weights = "weights" in changed and recipe.weights == "none"
-    told = ", ".join(f"{name} {value}" for name, value in changed.items() if name not in _HOW_IT_RAN)
+    # All of an augmentation would be a label of four hundred letters.
+    told = ", ".join(
+        name if name == "augment" else f"{name} {value}" for name, value in changed.items() if name not in _HOW_IT_RAN
+    )
     return recipe.name + (f" ({told})" if told else ""), lacks_weights
 
 
 def _validation_accuracy(entry: Entry) -> float:
-    best = [history["val_accuracy"].max() for history in entry.histories()]
-    return float(np.nanmean(best)) if np.isfinite(best).any() else -1.0
+    """Mean over seeds of that of the networks that were kept; NaN where there was no validation part."""
+    # Where the epoch was settled beforehand, training ended with it.
+    settled = entry.recipe.keep_epoch is not None
+    kept = [
+        history["val_accuracy"].iloc[-1] if settled else history["val_accuracy"].max() for history in entry.histories()
+    ]
+    return float(np.mean(kept))
 
 
 def table(entries: Sequence[Entry], part: str) -> pd.DataFrame:
@@ -232,7 +242,7 @@ def table(entries: Sequence[Entry], part: str) -> pd.DataFrame:
         rows.append(
             {
                 "rank": str(rank) if entry.ranked else "–",
-                "recipe": entry.label + ("" if entry.ranked else " †"),
+                "recipe": entry.label + (" †" if entry.without_weights else ""),
                 "seeds": len(entry.runs),
                 "epochs": max(len(history) for history in histories),
                 "val accuracy": 100 * _validation_accuracy(entry),

@@ -48,7 +48,8 @@ def choose_precision(name: str | None, device: torch.device) -> Precision:
     """Return the precision asked for, or for ``auto`` or None bfloat16 where the hardware has it, else float32.
 
     Raises:
-        DeviceError: the name is unknown, or float16 is asked for on a CPU, whose kernels for it are missing or slow.
+        DeviceError: the name is unknown, or float16 is asked for on a CPU, whose kernels for it are missing or slow, or
+            float64 on MPS, which has none.
     """
     wanted = name or "auto"
     if wanted == "auto":
@@ -61,7 +62,9 @@ def choose_precision(name: str | None, device: torch.device) -> Precision:
         return "bfloat16"
     if wanted == "float16":
         return "float16"
-    if wanted == "float64" and device.type != "mps":
+    if wanted == "float64" and device.type == "mps":
+        raise DeviceError("precision float64 is unknown to Apple's MPS; use auto or float32 there, or the CPU")
+    if wanted == "float64":
         return "float64"
     raise DeviceError(f"precision {wanted!r} is unknown; use one of {', '.join(PRECISIONS)}")
 

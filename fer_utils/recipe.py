@@ -585,7 +585,10 @@ def check_parameters(
     base, run = checked.get("recipe"), checked.get("run")
     # As `runs.chosen_recipe` chooses: a run's own recipe comes before the default.
     of_run = [folder / "recipe.yaml" for folder in (Path(run), ROOT / "outputs" / run)] if run and not base else []
-    load(base or next((path for path in of_run if path.is_file()), "fast"), overrides)
+    # Where several recipes are named, each has to take what is put over all.
+    several = [part.strip() for part in (checked.get("recipes") or "").split(",") if part.strip()]
+    for each in several if several and not checked.get("runs") else [base]:
+        load(each or next((path for path in of_run if path.is_file()), "fast"), overrides)
     return checked
 
 

@@ -141,14 +141,31 @@ class Run:
         ``outputs/`` with ``label`` in its name.
 
         Raises:
-            RunError: both are given and differ, ``run`` does not exist, or ``out`` holds something else.
+            RunError: both are given and differ, ``run`` does not exist, ``out`` holds something else, or the run was
+                trained on other faces.
         """
         if run is not None and out is not None and Path(run).resolve() != Path(out).resolve():
             raise RunError(f"run {run} is to be filled and a new one made at {out}: give run or out, not both")
         if run is not None:
-            return cls.open(run)
+            return cls.open(run).for_faces(fingerprint)
         waiting = cls.waiting(fingerprint) if out is None else None
-        return waiting or cls.create(out, label=label)
+        return waiting or cls.create(out, label=label).for_faces(fingerprint)
+
+    def for_faces(self, fingerprint: str) -> Run:
+        """Return the run itself, where nothing was trained in it yet or on these faces alone.
+
+        Raises:
+            RunError: it was trained on other faces: what is said of these must not stand beside it.
+        """
+        if self.has("env.json"):
+            known = self.read_json("env.json").get("data", {})
+            if known.get("fingerprint") != fingerprint:
+                place = f"{known.get('source')} {known.get('location')}, fingerprint {known.get('fingerprint')}"
+                raise RunError(
+                    f"{self.path} was trained on other faces or another cut of them ({place}; here {fingerprint}): "
+                    "give the same data and cut, or another run"
+                )
+        return self
 
     # -- files --------------------------------------------------------------------------------------------------------
 

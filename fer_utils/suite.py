@@ -160,7 +160,7 @@ def headline(run: Run) -> list[str]:
             scores, faces = found.measured(name).scores, found.metrics["faces"][name]
             accuracy = scores["accuracy"]
             lines.append(
-                f"{title:26} accuracy {accuracy.value:6.2%} [{accuracy.low:.2%} to {accuracy.high:.2%}], "
+                f"{title:28} accuracy {accuracy.value:6.2%} [{accuracy.low:.2%} to {accuracy.high:.2%}], "
                 f"macro F1 {scores['macro_f1'].value:6.2%}, loss {scores['nll'].value:.3f}, {faces:,} faces"
             )
     banner = ["The faces are synthetic: these numbers measure nothing."] if found.metrics["data"]["synthetic"] else []

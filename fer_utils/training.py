@@ -15,6 +15,7 @@ import contextlib
 import copy
 import math
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -260,10 +261,18 @@ def make_optimizer(recipe: Recipe, model: nn.Module, *, fused: bool) -> torch.op
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=fused)
 
 
-def make_state(recipe: Recipe, device: torch.device, precision: Precision) -> State:
-    """Build the network, its optimiser and its average, all a function of the recipe alone."""
+def make_state(recipe: Recipe, device: torch.device, precision: Precision, *, pretrained: bool = True) -> State:
+    """Build the network, its optimiser and its average, all a function of the recipe alone.
+
+    Args:
+        recipe: what to train.
+        device: where.
+        precision: float64 is that of the weights too.
+        pretrained: False leaves ImageNet weights out, for whoever restores a checkpoint next.
+    """
     torch.manual_seed(recipe.seed)
-    model = models.build(recipe).to(device=device, dtype=torch.float64 if precision == "float64" else torch.float32)
+    model = models.build(recipe, pretrained=pretrained)
+    model = model.to(device=device, dtype=torch.float64 if precision == "float64" else torch.float32)
     model = _channels_last(model, device)
     optimizer = make_optimizer(recipe, model, fused=device.type in ("cpu", "cuda") and precision != "float64")
     averaged = None
@@ -810,6 +819,12 @@ def _check_kept(run: Run, recipe: Recipe, resume: bool | Literal["auto"]) -> Non
             f"{run.path} holds a network that was not trained in it, as a model that was unpacked from the box or put "
             "together from trained ones: train into a new run"
         )
+    elif run.has("best.ckpt") and len(run.history()) > 1:
+        # One row may be there: a crash between the files of the first epoch's end.
+        raise RunError(
+            f"{run.path} was trained, and its last.ckpt, from which a training goes on, is gone: evaluate it, or train "
+            "into a new run"
+        )
 
 
 def _untrained(run: Run) -> bool:
@@ -987,7 +1002,8 @@ def _fit(
         keep_freed_memory()
     train = training_faces(recipe, splits.train)
     preprocessing = Preprocessing.of(recipe, train)
-    state = make_state(recipe, where, arithmetic)
+    # What a checkpoint brings back needs no ImageNet weights first.
+    state = make_state(recipe, where, arithmetic, pretrained=not run.has("last.ckpt"))
     if recipe.teachers:
         state.teacher, state.teacher_sha256 = load_teacher(recipe, preprocessing, where)
     resumed = _open_run(state, splits, run, resume, where, arithmetic, ranks)
@@ -1426,7 +1442,8 @@ def launch(
         finally:
             if child.poll() is None and sys.exc_info()[0] is not None:
                 child.terminate()
-    with_recipe.unlink(missing_ok=True)
+                child.wait()
+            with_recipe.unlink(missing_ok=True)
     if child.returncode:
         raise TrainingError("training in several processes failed:\n" + "\n".join(last))
 
@@ -1505,9 +1522,8 @@ def _train(arguments: argparse.Namespace) -> None:
         try:
             fit(recipe, splits, run, device=arguments.device, resume=resume, log=tell)
         except KeyboardInterrupt:
-            print(  # noqa: T201 - the command line's own output
-                f"interrupted: the same command with --out {run.path} goes on from its last checkpoint", file=sys.stderr
-            )
+            again = f"the same command with --out {shlex.quote(str(run.path))} goes on from its last checkpoint"
+            print(f"interrupted: {again}", file=sys.stderr)  # noqa: T201 - the command line's own output
             raise SystemExit(130) from None
         if ranks.rank == 0:
             tell(f"run: {Path(run.path).resolve()}")

@@ -186,6 +186,44 @@ def test_namesakes_are_told_apart(synthetic_splits: Splits, tmp_path: Path) -> N
     assert len(comparison.recalls(entries, "test")) == 2
 
 
+def test_what_ranks_is_the_network_that_was_kept(runs: list[Run], synthetic_splits: Splits, tmp_path: Path) -> None:
+    copies = []
+    for number, (accuracies, keep) in enumerate((([0.5, 0.4], None), ([0.6, 0.3], 2), (["", ""], None))):
+        copy = Run.open(shutil.copytree(runs[0].path, tmp_path / str(number)))
+        copy.write_recipe(copy.recipe.model_copy(update={"keep_epoch": keep, "lr": 0.001 * (1 + number)}))
+        columns = "epoch,val_accuracy,images_per_second,train_seconds,total_seconds"
+        rows = [f"{epoch},{value},1,1,1" for epoch, value in enumerate(accuracies, start=1)]
+        copy.file("history.csv").write_text("\n".join([columns, *rows]))
+        copies.append(copy)
+    entries = comparison.gather(copies, synthetic_splits)
+    assert [entry.runs[0].path.name for entry in entries] == ["0", "1", "2"]
+    table = comparison.table(entries, "test")
+    assert table["rank"].tolist() == ["1", "2", "–"]
+    np.testing.assert_allclose(table["val accuracy"], [50, 30, np.nan])
+    assert not table["recipe"].str.endswith("†").any(), "what is not ranked for another reason is not marked so"
+
+
+def test_long_labels_leave_the_figures_their_room(entries: list[Entry]) -> None:
+    found = comparison.recalls(entries, "test")
+    found.index = [f"partial_finetune (weights none, train_faces 2000, epochs {n}, precision bfloat16)" for n in (2, 3)]
+    recalls = plots.recall_table(found)
+    recalls.draw_without_rendering()
+    assert recalls.axes[0].get_position().width > 0.6
+    assert [label.get_text().replace("\n", " ") for label in recalls.axes[0].get_yticklabels()] == list(found.index)
+    curves = plots.learning_curves(
+        {label * 3: entry.histories() for label, entry in zip(found.index, entries, strict=True)}
+    )
+    curves.draw_without_rendering()
+    assert all(axes.get_position().height > 0.3 for axes in curves.axes)
+    legend = curves.legends[0].get_window_extent()
+    assert legend.width < curves.bbox.width
+
+
+def test_an_augmentation_is_told_by_its_name_alone() -> None:
+    recipe = recipes.load("fast", {"augment": "{flip: 0.25}", "lr": 0.01})
+    assert comparison._label(recipe, [recipe])[0] == "fast (augment, lr 0.01)"
+
+
 def test_figures_show_every_system(entries: list[Entry], synthetic_splits: Splits) -> None:
     curves = plots.learning_curves({entry.label: entry.histories() for entry in entries})
     assert [len(axes.lines) for axes in curves.axes] == [4, 4]

@@ -412,6 +412,15 @@ def test_a_card_of_one_half_is_checked_on_both(
     answers = box.open_model(folder=tmp_path)(both.test.images).argmax(1)
     right = int((answers == both.test.targets)[halves == "PrivateTest"].sum())
     assert f"not there {right:,} of {(halves == 'PrivateTest').sum():,}, " in private
+    # A card of both is of both.
+    box.put(run, both, "fast", tmp_path / "both")
+    lines.clear()
+    assert box.check("fast", "synthetic", tmp_path / "both", log=lines.append)
+    assert not any("not there" in line for line in lines)
+    listing = json.loads((tmp_path / "both" / "box.json").read_text())
+    listing["models"]["fast"]["scores"]["test"]["correct"] += 2
+    (tmp_path / "both" / "box.json").write_text(json.dumps(listing))
+    assert not box.check("fast", "synthetic", tmp_path / "both")
     # Of other faces neither half is the card's.
     monkeypatch.setattr("fer_utils.sources.load", lambda *_, **__: replace(both, halves=halves[::-1]))
     assert not box.check("fast", "synthetic", tmp_path)

@@ -380,6 +380,21 @@ def test_parameters_are_held_against_the_recipe_of_the_run_that_is_named(tmp_pat
         run_cells(f"run = {str(tmp_path)!r}\nepochs = -3")
 
 
+def test_parameters_are_held_against_each_of_several_recipes() -> None:
+    cell = "# parameters: what\nrecipes: str = 'fast'\nruns: str = None\nweights: str = None\nepochs: int = None"
+
+    def given(**values: Any) -> dict[str, Any]:
+        return recipes.check_parameters([cell], {"recipes": "fast", "runs": None, "weights": None, **values})
+
+    assert given(recipes="one_cycle, linear_head", weights="imagenet")["weights"] == "imagenet"
+    with pytest.raises(RecipeError, match="weights imagenet"):
+        given(recipes="one_cycle,fast", weights="imagenet")
+    with pytest.raises(RecipeError, match="unknown recipe 'fsat'"):
+        given(recipes="one_cycle,fsat")
+    with pytest.raises(RecipeError, match=r"parameter epochs.*-3"):
+        given(recipes="custom_cnn", epochs=-3)
+
+
 def test_parameters_need_their_cell() -> None:
     with pytest.raises(RecipeError, match="from its top"):
         recipes.check_parameters(["print(1)"], {})

@@ -185,6 +185,14 @@ def test_a_notebook_fills_the_run_it_is_told(outputs: Path) -> None:
     assert Run.prepare(None, outputs / "new", fingerprint="f").path == outputs / "new"
     assert Run.prepare(outputs / "new", outputs / "new", fingerprint="f").path == outputs / "new"
     assert "mine" in Run.prepare(None, None, fingerprint="other", label="mine").path.name
+    # What was trained on some faces is not to stand beside what is said of others.
+    Run.open("new").write_json("env.json", {"data": {"fingerprint": "f", "source": "csv", "location": "there"}})
+    assert Run.prepare("new", None, fingerprint="f").path == outputs / "new"
+    for named, out in ((outputs / "new", None), (None, outputs / "new"), (outputs / "new", outputs / "new")):
+        with pytest.raises(
+            RunError, match=r"other faces or another cut of them \(csv there, fingerprint f; here other\)"
+        ):
+            Run.prepare(named, out, fingerprint="other")
     with pytest.raises(RunError, match="give run or out, not both"):
         Run.prepare("waiting", outputs / "new", fingerprint="f")
     with pytest.raises(RunError, match="no run at"):

@@ -106,6 +106,42 @@ def test_a_resumed_training_is_the_uninterrupted_one_to_the_byte(
     assert list(whole.history()["epoch"]) == [1, 2, 3]
 
 
+def test_a_trained_run_whose_last_checkpoint_is_gone_is_not_trained_anew(splits: Splits, tmp_path: Path) -> None:
+    run = fit(tiny(epochs=2), splits, Run.create(tmp_path / "run"), device="cpu", log=silent)
+    kept = {name: run.file(name).read_bytes() for name in ("best.ckpt", "history.csv", "recipe.yaml")}
+    run.file("last.ckpt").unlink()
+    for resume in ("auto", False):
+        with pytest.raises(RunError, match=r"its last\.ckpt, from which a training goes on, is gone"):
+            fit(tiny(epochs=2), splits, run, device="cpu", log=silent, resume=resume)
+        with pytest.raises(RunError, match="is gone"):
+            training.check(tiny(epochs=2), run=run.path, resume=resume)
+    assert {name: run.file(name).read_bytes() for name in kept} == kept
+
+
+def test_a_training_that_ended_between_the_files_of_its_first_epoch_begins_anew(splits: Splits, tmp_path: Path) -> None:
+    run = fit(tiny(epochs=2), splits, Run.create(tmp_path / "run"), device="cpu", log=silent, stop_after=1)
+    run.file("last.ckpt").unlink()
+    fit(tiny(epochs=2), splits, run, device="cpu", log=silent)
+    whole = fit(tiny(epochs=2), splits, Run.create(tmp_path / "whole"), device="cpu", log=silent)
+    assert_same_bytes(run, whole)
+
+
+def test_a_resumed_training_needs_no_imagenet_weights(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipes.load("one_cycle", {"epochs": 2, "train_faces": 80, "image_size": 32})
+    monkeypatch.setattr(models, "_load_imagenet", lambda *_: None)
+    run = fit(recipe, splits, Run.create(tmp_path / "run"), device="cpu", log=silent, stop_after=1)
+
+    def missing(*_: object) -> None:
+        raise models.MissingWeights("there are none")
+
+    monkeypatch.setattr(models, "_load_imagenet", missing)
+    assert len(fit(recipe, splits, run, device="cpu", log=silent).history()) == 2
+    with pytest.raises(models.MissingWeights):
+        fit(recipe, splits, Run.create(tmp_path / "other"), device="cpu", log=silent)
+
+
 def test_a_training_resumed_inside_an_epoch_is_the_same_to_the_byte(
     splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

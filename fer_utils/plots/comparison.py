@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -28,12 +29,14 @@ def learning_curves(histories: Mapping[str, Sequence[pd.DataFrame]], note: str =
         histories: a system's label to the histories of its runs.
         note: what the title ends with.
     """
-    result = figure(f"Validation accuracy of each recipe{note}", 3.6 + 0.2 * len(histories))
+    wrapped = {label: textwrap.fill(label, 100) for label in histories}
+    lines = sum(1 + text.count("\n") for text in wrapped.values())
+    result = figure(f"Validation accuracy of each recipe{note}", 3.6 + 0.2 * lines)
     by_epoch, by_minute = result.subplots(1, 2, sharey=True)
     for index, (label, runs) in enumerate(histories.items()):
         look = {"color": COLORS[index % len(COLORS)], "linestyle": _LINES[index // len(COLORS) % len(_LINES)]}
         for number, history in enumerate(runs):
-            told = label if number == 0 else None
+            told = wrapped[label] if number == 0 else None
             by_epoch.plot(history["epoch"], 100 * history["val_accuracy"], marker="o", markersize=3, label=told, **look)
             minutes = history["total_seconds"] / 60
             by_minute.plot(minutes, 100 * history["val_accuracy"], marker="o", markersize=3, **look)
@@ -57,7 +60,10 @@ def recall_table(recalls: pd.DataFrame, note: str = "") -> Figure:
         recalls: as ``comparison.recalls`` gives them, 0 to 1.
         note: what the title ends with.
     """
-    result = figure(f"Recall of each emotion (%){note}", 1.2 + 0.45 * len(recalls))
+    # A label tells what was changed in a recipe and can be long; the emotions need their room.
+    labels = [textwrap.fill(str(label), 30) for label in recalls.index]
+    lines = max((1 + label.count("\n") for label in labels), default=1)
+    result = figure(f"Recall of each emotion (%){note}", 1.2 + max(0.45, 0.18 * lines + 0.1) * len(recalls))
     axes = result.add_subplot()
     shares = recalls[list(EMOTIONS)].to_numpy(dtype=np.float64)
     axes.imshow(shares, cmap=SEQUENTIAL, vmin=0, vmax=1, aspect="auto")
@@ -65,7 +71,7 @@ def recall_table(recalls: pd.DataFrame, note: str = "") -> Figure:
         text = "–" if np.isnan(share) else f"{100 * share:.0f}"
         axes.text(column, row, text, ha="center", va="center", color=ink_on(0 if np.isnan(share) else float(share)))
     axes.set_xticks(range(len(EMOTIONS)), EMOTIONS)
-    axes.set_yticks(range(len(recalls)), [str(label) for label in recalls.index])
+    axes.set_yticks(range(len(recalls)), labels)
     axes.set_xlabel("emotion")
     axes.set_ylabel("recipe")
     axes.tick_params(length=0)
@@ -98,6 +104,7 @@ def disagreement(
         # Letters for the systems: their names would run into those of the next face.
         told = [f"{letter} {mark(it == target)} {EMOTIONS[it]}" for letter, it in zip("AB", said, strict=True)]
         captions.append("\n".join([f"label {EMOTIONS[target]}", *told]))
-    title = f"One right, one wrong: A {names[0]}, B {names[1]}{note}"
+    first_name, second_name = (textwrap.shorten(name, 40, placeholder=" …") for name in names)
+    title = f"One right, one wrong: A {first_name}, B {second_name}{note}"
     colors = [RIGHT if a == target else WRONG for target, a in zip(targets, first, strict=True)]
     return face_grid(images, title=title, captions=captions, colors=colors, framed=True, columns=7, fontsize=8)
