@@ -621,8 +621,12 @@ def export(
     target = Path(out) if out is not None else run.file("export")
     try:
         target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target):
+            pass
     except OSError as error:
-        raise ExportError(f"{target} cannot be made ({error.strerror}): name another directory for the files") from None
+        raise ExportError(
+            f"{target} cannot be written to ({error.strerror}): name another directory for the files"
+        ) from None
     engine = of_run(run)
     held_out = splits[splits.evaluation_part()] if len(splits[splits.evaluation_part()]) else splits.train
     faces = held_out.images[_chosen(len(held_out), CHECKED)]

@@ -498,7 +498,7 @@ def coerce_to(kind: Any, name: str, value: Any) -> Any:
         if get_origin(option) in (tuple, dict) or (isinstance(option, type) and issubclass(option, BaseModel)):
             try:
                 return yaml.load(text, _Loader)
-            except yaml.YAMLError as error:
+            except _BAD_YAML as error:
                 raise RecipeError(f"parameter {name}: {value!r} is not YAML: {error}") from error
     if str in options:
         return value
@@ -633,6 +633,9 @@ def _unknown(name: str, known: Sequence[str], what: str = "field") -> str:
 
 Lines = dict[tuple[str, ...], str]
 
+# What PyYAML raises, and what an explicit tag (!!int abc) or a nesting without end makes of it.
+_BAD_YAML: Final = (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError)
+
 
 def _document(text: str, source: str) -> tuple[dict[str, Any], Lines]:
     """Read YAML, and where each key stands in it."""
@@ -667,7 +670,11 @@ def _document(text: str, source: str) -> tuple[dict[str, Any], Lines]:
             raise RecipeError(f"{source}: a recipe is a mapping of fields to values")
         visit(node, (), source)
         values: dict[str, Any] = loader.construct_document(node)
-    except yaml.YAMLError as error:
+        if not isinstance(values, dict):
+            raise RecipeError(f"{source}: a recipe is a mapping of fields to values")
+    except RecipeError:
+        raise
+    except _BAD_YAML as error:
         raise RecipeError(f"{source}: not valid YAML: {error}") from error
     return values, lines
 

@@ -588,5 +588,5 @@ def test_an_export_is_for_whoever_may_read_the_run(run: Run, synthetic_splits: S
         os.umask(before)
     assert (tmp_path / "made" / "model.safetensors").stat().st_mode & 0o777 == 0o644
     (tmp_path / "file").touch()
-    with pytest.raises(ExportError, match="file cannot be made"):
+    with pytest.raises(ExportError, match="file cannot be written to"):
         export.export(run, synthetic_splits, tmp_path / "file", formats=["safetensors"])

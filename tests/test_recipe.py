@@ -244,6 +244,23 @@ def test_what_is_no_mapping_is_no_recipe(written, text: str) -> None:
         recipes.load(written(text))
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["!!int abc", "!!float abc", "!!bool abc", "!!timestamp abc", "9" * 5000, "[" * 3000],
+    ids=lambda text: text[:16],
+)
+def test_a_value_that_yaml_cannot_make_is_refused(written, value: str) -> None:
+    with pytest.raises(RecipeError, match="not valid YAML"):
+        recipes.load(written(f"epochs: 1\nlr: {value}\n"))
+    with pytest.raises(RecipeError, match=r"parameter head: .* is not YAML"):
+        recipes.load("fast", {"head": f"[{value}]"})
+
+
+def test_a_recipe_that_is_a_set_is_refused(written) -> None:
+    with pytest.raises(RecipeError, match="mapping of fields"):
+        recipes.load(written("!!set {epochs, lr}\n"))
+
+
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_bytes(b"\xff\xfe\x00")

@@ -860,6 +860,14 @@ def test_a_missing_emotion(tmp_path: Path, remove: bool) -> None:
     assert len(splits.test) > 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_a_part_that_is_a_link_to_nothing_is_told(tmp_path: Path) -> None:
+    write_tree(made_rows(3), tmp_path)
+    (tmp_path / "validation").symlink_to(tmp_path / "not mounted")
+    with pytest.raises(SourceError, match="validation: a link to a folder that is not there"):
+        sources.load(tmp_path)
+
+
 def test_an_empty_split(tmp_path: Path) -> None:
     write_tree(made_rows(3), tmp_path)
     (tmp_path / "validation").mkdir()

@@ -108,7 +108,11 @@ def scan(root: Path, on_bad: OnBad) -> Tree:
             where none belongs.
     """
     tree = Tree(root, BadItems(on_bad, root))
-    folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not hidden(entry.name))
+    entries = [entry for entry in os.scandir(root) if not hidden(entry.name)]
+    folders = sorted(entry.name for entry in entries if entry.is_dir())
+    for entry in entries:
+        if entry.is_symlink() and is_part(entry.name) and not entry.is_dir():
+            tree.bad.add(entry.name, "a link to a folder that is not there")
     if any(is_part(name) for name in folders):
         for name in folders:
             if is_part(name):
