@@ -23,7 +23,7 @@ suite: .venv/installed
 	.venv/bin/python -m fer_utils.suite --data "$(DATA)" --epochs "$(EPOCHS)" --recipe "$(RECIPE)" $(if $(OUT),--out "$(OUT)") $(foreach item,$(SET),--set "$(item)")
 
 test: .venv/installed
-	.venv/bin/python -m pytest --numprocesses=logical --maxprocesses=8 --dist=loadfile
+	.venv/bin/python -m pytest --numprocesses=logical --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 
 lint: .venv/installed
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -696,7 +697,14 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     words = ["--data", "synthetic:400", "--device", "cpu", "--out", str(tmp_path / "run")]
     words += ["--set", "width=0.125", "image_size=24", "epochs=500"]
     command = [sys.executable, "-m", "fer_utils.training", *words]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What is started in the background ignores the signal, and so would what it starts.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
     assert child.stdout is not None
     for line in child.stdout:
         if line.startswith("epoch 1/"):
