@@ -26,7 +26,7 @@ from fer_utils import models
 from fer_utils import recipe as recipes
 from fer_utils.emotions import EMOTIONS
 from fer_utils.export import Engine, ExportError, TorchEngine, of_run, open_file, write_safetensors
-from fer_utils.faces import SIZE, Splits
+from fer_utils.faces import SIZE, Part, Splits
 from fer_utils.files import sha256, write_json, write_text
 from fer_utils.recipe import Recipe, RecipeError
 
@@ -257,19 +257,10 @@ def score(engine: Engine, splits: Splits) -> dict[str, Any]:
 
     found = audit(splits)
     tables = []
-    for part in ("val", "test"):
-        faces = splits[part]
-        table = pd.DataFrame(
-            {
-                "split": part,
-                "target": faces.targets,
-                "clean": found.clean[part],
-                "clean_near": found.clean_near[part],
-            }
-        )
-        if splits.halves is not None:
-            table["half"] = splits.halves if part == "test" else ""
-        table[evaluation.columns()] = engine(faces.images)
+    parts: tuple[Part, ...] = ("val", "test")
+    for part in parts:
+        table = evaluation.about_faces(splits, part, found)
+        table[evaluation.columns()] = engine(splits[part].images)
         tables.append(table)
     measured = evaluation.measure(pd.concat(tables, ignore_index=True))
     for views in measured["scores"].values():

@@ -264,18 +264,7 @@ def evaluate(
     found = audited or audit(splits)
     tables = []
     for name, faces in parts.items():
-        table = pd.DataFrame(
-            {
-                "name": faces.names.astype(str),
-                "digest": faces.digests.astype(str),
-                "split": name,
-                "target": faces.targets,
-                "clean": found.clean[name],
-                "clean_near": found.clean_near[name],
-            }
-        )
-        if splits.halves is not None:
-            table["half"] = splits.halves if name == "test" else ""
+        table = about_faces(splits, name, found)
         for view in views:
             probabilities = predict(
                 loaded.model,
@@ -305,6 +294,24 @@ def evaluate(
     _write_predictions(run, predictions, splits.fingerprint())
     run.write_json("metrics.json", {**values, "predictions_sha256": sha256(run.file("predictions.parquet"))})
     return Evaluation(predictions, run.read_json("metrics.json"))
+
+
+def about_faces(splits: Splits, part: Part, audited: Audit) -> pd.DataFrame:
+    """Return what ``predictions.parquet`` says of the faces of a part, a row each, before any network has seen them."""
+    faces = splits[part]
+    table = pd.DataFrame(
+        {
+            "name": faces.names.astype(str),
+            "digest": faces.digests.astype(str),
+            "split": part,
+            "target": faces.targets,
+            "clean": audited.clean[part],
+            "clean_near": audited.clean_near[part],
+        }
+    )
+    if splits.halves is not None:
+        table["half"] = splits.halves if part == "test" else ""
+    return table
 
 
 def measure(
@@ -411,7 +418,11 @@ def _scored(
 
 def data_of(run: Run) -> str:
     """Return what ``sources.load`` takes to read the data that a run was trained on."""
-    data = run.read_json("env.json")["data"]
+    return place_of(run.read_json("env.json")["data"])
+
+
+def place_of(data: Mapping[str, Any]) -> str:
+    """Return what ``sources.load`` takes to read the faces that ``runs.describe_data`` told of."""
     return str(data["source"] if data["source"] == "kaggle" else data["location"])
 
 

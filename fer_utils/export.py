@@ -405,8 +405,9 @@ def _read_onnx(path: Path) -> OnnxEngine:
         ) from error
     described = {entry.key: entry.value for entry in proto.metadata_props}.get(_KEY)
     description = _described(path, described, iter(listed))
-    errors = _import_onnx("onnxruntime.capi.onnxruntime_pybind11_state")
-    refusals = (errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.InvalidArgument, errors.NotImplemented)
+    # It has a class for each kind of refusal, and none that all of them are of.
+    held = vars(_import_onnx("onnxruntime.capi.onnxruntime_pybind11_state")).values()
+    refusals = tuple(one for one in held if isinstance(one, type) and issubclass(one, Exception))
     try:
         return OnnxEngine(content, description)
     except refusals as error:

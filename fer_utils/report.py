@@ -248,9 +248,7 @@ class _About:
         changed = recipes.changes(self.recipe)
         # A recipe of one's own lies in the run alone.
         named = self.recipe.name if changed is not None else f"{there}/recipe.yaml"
-        data = evaluation.data_of(self.run)
-        # What is no path (synthetic, kaggle, auto) is never absolute.
-        data = _from_root(Path(data)) if Path(data).is_absolute() else data
+        data = _as_given(evaluation.data_of(self.run))
         words = ["python -m fer_utils.training", f"--data {shlex.quote(data)}"]
         words += [f"--recipe {shlex.quote(named)}"]
         words += [f"--set {shlex.quote(f'{name}={value}')}" for name, value in (changed or {}).items()]
@@ -275,9 +273,7 @@ class _About:
         if found["precision"] != self.env["precision"]:
             told += f" -p precision {found['precision']}"
         if not self.data["of_the_training"]:
-            place = self.data["source"] if self.data["source"] == "kaggle" else self.data["location"]
-            place = _from_root(Path(place)) if Path(place).is_absolute() else place
-            told += f" -p data {shlex.quote(place)} -p other_data true"
+            told += f" -p data {shlex.quote(_as_given(evaluation.place_of(self.data)))} -p other_data true"
         return told
 
     def other(self) -> str:
@@ -304,6 +300,12 @@ class _About:
             ("commit", self.commit()),
             ("data fingerprint", self.data["fingerprint"]),
         ]
+
+
+def _as_given(data: str) -> str:
+    """Return data as it is given at the repository's root."""
+    # What is no path (synthetic, kaggle, auto) is never absolute.
+    return _from_root(Path(data)) if Path(data).is_absolute() else data
 
 
 def _from_root(path: Path) -> str:

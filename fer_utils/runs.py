@@ -62,15 +62,14 @@ class Run:
         Raises:
             RunError: ``path`` is a file, or a directory that holds something else or cannot be made.
         """
-        stamp = dt.datetime.now().strftime("%Y%m%d-%H%M%S")
-        target = OUTPUTS / f"{stamp}-{label}" if path is None else Path(path)
-        if path is not None and (target / "run.json").is_file():
-            return cls.open(target)
-        if path is not None and (target.is_file() or (target.is_dir() and any(target.iterdir()))):
-            raise RunError(f"{target} is there already and is no run: name a new or empty directory for the run")
+        target = Path(path) if path is not None else OUTPUTS / f"{dt.datetime.now():%Y%m%d-%H%M%S}-{label}"
         try:
             if path is None:
                 target = _own_directory(target)
+            elif (target / "run.json").is_file():
+                return cls.open(target)
+            elif target.is_file() or (target.is_dir() and any(target.iterdir())):
+                raise RunError(f"{target} is there already and is no run: name a new or empty directory for the run")
             else:
                 target.mkdir(parents=True, exist_ok=True)
         except OSError as error:

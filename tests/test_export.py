@@ -397,6 +397,21 @@ def test_the_card_is_checked_against_the_file(
     assert not box.check("fast", "synthetic", tmp_path)
 
 
+def test_an_onnx_file_of_another_version_is_told(folder: Path, tmp_path: Path) -> None:
+    proto = onnx.load(folder / "model.onnx")
+    proto.ir_version = 999
+    onnx.save(proto, tmp_path / "model.onnx")
+    with pytest.raises(ExportError, match="cannot be run"):
+        export.open_file(tmp_path / "model.onnx")
+
+
+def test_a_model_that_was_unpacked_is_as_sure_as_in_the_box(filled: Path, tmp_path: Path) -> None:
+    made = box.unpack("fast", tmp_path / "run", filled)
+    told = box.listed(filled)["fast"].temperature
+    assert told != 1
+    assert export.of_run(made).description.temperature == told
+
+
 def test_a_card_of_one_half_is_checked_on_both(
     run: Run, synthetic_splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
