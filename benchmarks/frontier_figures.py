@@ -1,4 +1,4 @@
-"""The two pictures of ``frontier.py``: accuracy against arithmetic, and what each change to `fast` gave."""
+"""The two pictures of ``frontier.py``: accuracy against arithmetic, and what each change to its base gave."""
 
 from __future__ import annotations
 
@@ -131,9 +131,9 @@ def ablation_figure(found: pd.DataFrame, rows: pd.DataFrame) -> Figure:
     stock = rows[(rows["base"] == base) & (rows["name"] == "base")]
     told = f"{100 * stock['val_accuracy'].mean():.1f}%"
     # What the whole sweep was trained with may be long: it stands below, in as many lines as it takes.
-    common = textwrap.wrap(f"fast with {base}" if base else "fast as it is", 66)
+    common = textwrap.wrap(f"fast as it was before, with {base}" if base else "fast as it was before", 66)
     height = 1.6 + 0.3 * len(chosen) + 0.2 * len(common)
-    figure = style.figure(f"One change to fast at a time{_note(rows)}", height)
+    figure = style.figure(f"One change at a time to what fast was before{_note(rows)}", height)
     axes = figure.add_subplot()
     style.grid_lines(axes, "x")
     places = np.arange(len(chosen))
