@@ -7,8 +7,9 @@ was also trained on is remembered rather than recognised, so scores are reported
 copy.
 
 **Exact copies** have equal pixels, by the digest of `fer_utils.faces.digests`. **Near copies** show the same photograph
-with other pixels: another crop, another size before the crop, a watermark, other contrast, or mirrored. They are found
-in two steps, `_candidates` and `_Details`; the thresholds and what was seen at each are at the constants below.
+with other pixels: another crop, a size that differs by a few percent, a watermark, other contrast, or mirrored. They
+are found in two steps, `_candidates` and `_Details`; the thresholds and what was seen at each are at the constants
+below.
 """
 
 from __future__ import annotations
@@ -56,7 +57,10 @@ DETAIL_SIGMA: Final = 3.0
 """Detail is what a Gaussian of this standard deviation, in pixels, takes away."""
 
 MAX_SHIFT: Final = 3
-"""Crops that differ by up to so many pixels along an axis are aligned."""
+"""Crops that differ by up to so many pixels along an axis are aligned.
+
+Sizes are not: of 300 faces of FER2013 that were enlarged by 3% all were found, by 5% 253, by 7% 64, by 10% 2.
+"""
 
 DETAIL_CORRELATION: Final = 0.70
 """Pairs whose details correlate at least so much are near copies.
@@ -330,7 +334,10 @@ class Audit:
         return pd.DataFrame(table, index=pd.Index(PARTS, name="faces of"), columns=pd.Index(PARTS, name="copy in"))
 
     def counts(self) -> dict[str, int]:
-        """Return the numbers that tell the whole, those of near copies only where they were looked for."""
+        """Return the numbers that tell the whole, those of near copies only where they were looked for.
+
+        The groups of near copies, and the faces that have one, count the exact copies in; the pairs do not.
+        """
         counts = {
             "faces": self.faces,
             "unique": self.unique,

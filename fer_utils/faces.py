@@ -11,7 +11,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fer_utils.emotions import EMOTIONS, NUM_EMOTIONS, UNLABELLED
+from fer_utils.emotions import NUM_EMOTIONS, UNLABELLED
 
 SIZE: Final = 48
 """Height and width of a face in pixels."""
@@ -252,9 +252,10 @@ def cut_mask(digests: Digests, targets: Targets, fraction: float, seed: int) -> 
 
 
 def describe(splits: Splits) -> str:
-    """Return one line such as ``folder: 25,838 train, 2,871 val, 3,589 test, 7 emotions``."""
+    """Return one line such as ``folder: 25,838 train, 2,871 val, 3,589 test, 7 emotions``: those that occur."""
     parts = ", ".join(f"{len(faces):,} {part}" for part, faces in splits)
     lacking = int((splits.test.targets == UNLABELLED).sum())
     unlabelled = " (test part unlabelled)" if lacking == len(splits.test) else f" ({lacking:,} of test unlabelled)"
     unlabelled = unlabelled if lacking else ""
-    return f"{splits.source}: {parts}{unlabelled}, {len(EMOTIONS)} emotions"
+    emotions = np.count_nonzero(sum(faces.counts() for _, faces in splits))
+    return f"{splits.source}: {parts}{unlabelled}, {emotions} emotion{'' if emotions == 1 else 's'}"

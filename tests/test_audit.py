@@ -5,7 +5,9 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
+import nbformat
 import numpy as np
+import papermill
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +19,7 @@ from fer_utils.audit import Audit, audit, deduplicate, near_copies
 from fer_utils.emotions import EMOTIONS
 from fer_utils.faces import Faces, Splits
 from fer_utils.sources import synthetic
+from fer_utils.suite import NOTEBOOKS
 
 ANGRY, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE = range(7)
 
@@ -413,6 +416,21 @@ def test_the_command_prints_the_counts_as_json(folder: Path, capsys: pytest.Capt
     wanted = {"faces": 14, "unique": 13, "extra_copies": 1, "test_in_train": 1, "conflicting_groups": 0, "constant": 0}
     assert {name: told[name] for name in wanted} == wanted
     assert (told["near_pairs"], told["near_mirrored_pairs"], told["test_in_train_near"]) == (1, 1, 2)
+
+
+def test_01_tells_of_a_few_faces_of_one_emotion_and_no_other_part(tmp_path: Path) -> None:
+    rows = [f"3,{' '.join(map(str, image.ravel()))}" for image in photographs(4)]
+    (tmp_path / "train.csv").write_text("\n".join(["emotion,pixels", *rows]))
+    given = {"data": str(tmp_path / "train.csv"), "out": str(tmp_path / "run")}
+    made = tmp_path / "01.ipynb"
+    papermill.execute_notebook(NOTEBOOKS / "01_explore.ipynb", made, given, progress_bar=False)
+    outputs = [output for cell in nbformat.read(made, 4).cells for output in cell.get("outputs", [])]
+    told = "\n".join(output["data"].get("text/markdown", "") for output in outputs if "data" in output)
+    assert "4 train, 0 val, 0 test" in told
+    assert "Distance from the mean of all, in grey levels: **happy** (0.0)." in told
+    assert "other parts" not in told
+    # Without test faces it is the validation faces that are reported, and only training is held against them.
+    assert "have an exact copy among the training faces**" in told
 
 
 def test_the_command_prints_a_table_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,9 @@
 """Every operation against torchvision's for one image, its distribution, and randomness as a function."""
 
 import dataclasses
+from types import SimpleNamespace
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,12 @@ from torch.nn import functional
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as oracle
 
+from fer_utils import augment as augmentation
 from fer_utils.augment import ERASED, Draws, MixDraws, alone, augment, draw, epoch_order, mix, mix_draw
+from fer_utils.plots import data as plots
 from fer_utils.preprocessing import Preprocessing
 from fer_utils.recipe import Augment, load, names
+from fer_utils.suite import NOTEBOOKS
 
 # Greatest difference allowed on values in [0, 1]: float32 coordinates are some 1e-6 of the face apart, neighbouring
 # pixels of the random faces up to 1.
@@ -661,6 +666,17 @@ def test_mixing_keeps_the_dtype():
     for dtype in (torch.float64, torch.bfloat16):
         mixed, lam = mix(random(4, 1, 24, 24).to(dtype), random(4, 1, 24, 24, seed=1).to(dtype), draws)
         assert mixed.dtype == lam.dtype == dtype
+
+
+def test_02_tells_the_whole_share_of_a_face_that_is_its_own_partner():
+    cells = nbformat.read(NOTEBOOKS / "02_augment.ipynb", 4).cells
+    (cell,) = (cell.source for cell in cells if "figure_mixed = None" in cell.source)
+    face = np.zeros((1, 48, 48), np.uint8)
+    known = {"augmentation": augmentation, "torch": torch, "plots": plots, "display": lambda _: None}
+    known |= {"config": SimpleNamespace(mixup=0.4, cutmix=0, seed=0), "splits": SimpleNamespace(title_note="")}
+    known |= {"faces": face, "epochs": {"epoch 1": np.float32(face[:, None])}, "labels": ["happy"]}
+    exec(cell, known)
+    assert "happy\n100%" in [text.get_text() for text in known["figure_mixed"].axes[0].texts]
 
 
 # ------------------------------------------------------------------------------------------- alone and errors

@@ -244,7 +244,9 @@ def test_drawn_faces_are_called_so_wherever_they_show() -> None:
 
 def test_a_description_counts_the_parts() -> None:
     splits = Splits(faces([(i, 0) for i in range(1200)]), Faces.empty(), faces([(3, -1)]), "parquet")
-    assert describe(splits) == "parquet: 1,200 train, 0 val, 1 test (test part unlabelled), 7 emotions"
+    assert describe(splits) == "parquet: 1,200 train, 0 val, 1 test (test part unlabelled), 1 emotion"
+    splits = Splits(faces([(i, i) for i in range(6)]), faces([(9, 6)]), faces([(7, 1)]), "csv")
+    assert describe(splits) == "csv: 6 train, 1 val, 1 test, 7 emotions"
 
 
 def test_halves_are_one_known_name_for_each_test_face() -> None:

@@ -156,6 +156,7 @@ def test_class_distributions_show_every_part_and_say_where_labels_are_missing(sy
     assert [bar.get_width() for bar in val.patches] == list(splits.val.counts())
     assert not test.patches
     assert "no labels" in texts(figure)
+    assert not len(test.get_xticks()), "numbers would measure nothing"
     assert "synthetic" not in figure.get_suptitle()
 
 
@@ -192,6 +193,31 @@ def test_brightness_and_contrast_are_mean_and_deviation(synthetic_splits: Splits
     assert data.brightness_and_contrast(np.full((1, 48, 48), 255, np.uint8))[1][0] == 0
 
 
+def test_greys_off_the_scale_are_told_for_every_part() -> None:
+    rng = np.random.default_rng(0)
+
+    def faces(white: float) -> Faces:
+        images = rng.integers(0, 255, (20, 48, 48), dtype=np.uint8)
+        images.reshape(-1)[: round(white * images.size)] = 255
+        return Faces(images, np.zeros(20, np.int64), np.array([str(i) for i in range(20)]))
+
+    def told(train: float, test: float) -> list[str]:
+        figure = data.pixel_statistics(Splits(faces(train), Faces.empty(), faces(test), "folder"))
+        return [text for text in texts(figure) if text.startswith("off the scale")]
+
+    assert told(0.05, 0.05) == ["off the scale:\ngrey 255: 5.0%"]
+    assert told(0, 0.2) == ["off the scale:\ngrey 255: 0.0 to 20.0%"]
+
+
+def test_pictures_of_two_greys_have_a_scale(recwarn: pytest.WarningsRecorder) -> None:
+    images = np.zeros((4, 48, 48), np.uint8)
+    images[:, :12] = 255
+    faces = Faces(images, np.zeros(4, np.int64), np.array(list("abcd")))
+    axes = data.pixel_statistics(Splits(faces, Faces.empty(), Faces.empty(), "folder")).axes[0]
+    assert axes.get_ylim()[1] > 75
+    assert not recwarn.list
+
+
 def test_leakage_shows_counts_and_shares_of_the_rows_part() -> None:
     counts = np.arange(9).reshape(3, 3) * 100
     exact, near = data.leakage({"exact copies": counts, "near copies too": counts * 2}, [100000, 10000, 1000]).axes
@@ -215,6 +241,17 @@ def test_copies_mark_the_label_that_disagrees_and_keep_groups_apart(synthetic_sp
     # Row by row: two faces, a gap, two faces, and three empty places; then the first eight of the long group.
     empty = [image.get_array().shape == (1, 1) for image in figure.axes[0].images]
     assert empty == [False, False, True, False, False, True, True, True] + [False] * 8
+
+
+def test_copies_without_a_label_disagree_with_none(synthetic_splits: Splits) -> None:
+    train = synthetic_splits.train
+    unlabelled = Faces(train.images[:1], np.array([-1]), np.array(["test[0]"]))
+    sad, happy = (np.flatnonzero(train.targets == EMOTIONS.index(name))[:1] for name in ("sad", "happy"))
+    group = Faces.concatenate([unlabelled, train.select(sad), unlabelled, train.select(happy)])
+    figure = data.copies([group], [["val", "train", "test", "train"]], "Copies")
+    colors = {text.get_text(): text.get_color() for text in figure.axes[0].texts}
+    agreeing = dict.fromkeys(["val\nunlabelled", "train\nsad", "test\nunlabelled"], style.INK)
+    assert colors == agreeing | {"train\n≠ happy": style.WRONG}
 
 
 def test_a_grid_of_nothing_is_a_figure() -> None:

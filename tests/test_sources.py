@@ -213,6 +213,21 @@ def test_a_test_part_of_both_halves_tells_which_face_is_of_which(tmp_path: Path)
         assert sources.load(place, val_fraction=0.2, cache=False).halves is not None
 
 
+def test_a_usage_column_in_two_tables_tells_the_halves(tmp_path: Path) -> None:
+    rows = made_rows(usages=("Training", "PublicTest", "PrivateTest"))
+    for name, training in (("train.csv", True), ("test.csv", False)):
+        write_csv([row for row in rows if (row[2] == "Training") is training], tmp_path / name)
+    two, one = sources.load(tmp_path), sources.load(write_csv(rows, tmp_path / "whole" / "fer2013.csv"))
+    assert two.rule == one.rule
+    assert "Usage column" in two.rule
+    two, one = (sources.load(place, val_fraction=0.1) for place in (tmp_path, tmp_path / "whole"))
+    same(two.test, one.test)
+    np.testing.assert_array_equal(two.halves, one.halves)
+    # Where a table lacks the column, it is the tables that tell.
+    write_csv([row for row in rows if row[2] == "Training"], tmp_path / "train.csv", "emotion,pixels")
+    assert "told by the files" in sources.load(tmp_path).rule
+
+
 def test_parts_that_are_no_halves_of_the_challenge_are_not_told_apart(tmp_path: Path) -> None:
     rows = made_rows(usages=("Training", "PublicTest"))
     assert sources.load(write_csv(rows, tmp_path / "fer2013.csv"), val_fraction=0.2).halves is None
@@ -715,6 +730,26 @@ def test_other_sizes_and_modes_are_converted_and_counted(tmp_path: Path) -> None
     assert set(np.unique(found["binary.bmp"][:, :20])) == {0}
 
 
+def test_what_is_transparent_lies_on_white(tmp_path: Path) -> None:
+    write_tree(made_rows(3), tmp_path)
+    shades = np.tile(np.arange(60, 156, 2, dtype=np.uint8), (48, 1))
+    wanted = shades.copy()
+    wanted[:, :24] = 255
+    clear = np.dstack([shades] * 3 + [np.where(wanted == 255, 0, 255).astype(np.uint8)])
+    clear[:, :24, :3] = 0  # what most programs store there
+    few = np.where(wanted == 255, 7, shades)
+    pictures = {"colour.png": Image.fromarray(clear), "grey.png": Image.fromarray(clear).convert("LA")}
+    pictures |= {"level.png": Image.fromarray(few), "palette.png": Image.fromarray(few).convert("P")}
+    for name, image in pictures.items():
+        level = {"transparency": 7} if name in ("level.png", "palette.png") else {}
+        image.save(tmp_path / "train" / "sad" / name, **level)
+    splits = sources.load(tmp_path, val_fraction=0)
+    found = {Path(str(n)).name: image for n, image in zip(splits.train.names, splits.train.images, strict=True)}
+    for name in pictures:
+        np.testing.assert_array_equal(found[name], wanted, err_msg=name)
+    assert splits.converted == len(pictures)
+
+
 # Bad items
 
 
@@ -829,6 +864,11 @@ def test_names_in_another_encoding_can_be_written(tmp_path: Path) -> None:
     audit(splits, near=False).table.to_csv(tmp_path / "table.csv")
     write_json(tmp_path / "env.json", describe_data(splits))
     assert "caf\\\\udce9" in (tmp_path / "env.json").read_text()
+    table = write_csv(made_rows(), tmp_path / "table.csv")
+    pair = write_parquet(made_rows(), tmp_path / "pair")
+    for file, suffix in ((table, ".csv"), (pair / "df_train.parquet.gzip", ".parquet")):
+        names = sources.load(file.rename(Path(os.fsdecode(os.fsencode(tmp_path) + b"/tabl\xe9") + suffix))).train.names
+        assert all(str(name).startswith("tabl\\udce9[") for name in names)
 
 
 def test_a_folder_that_is_no_emotion_or_part(tmp_path: Path) -> None:
@@ -889,6 +929,11 @@ def test_what_the_system_refuses_is_told_by_its_name(tmp_path: Path, monkeypatch
         for look in (sources.load, sources.check):
             with pytest.raises(SourceError, match=r"cannot be (read|found)"):
                 look(place)
+    for place in ("a" * 300, "~nobody_of_this_name/faces"):
+        monkeypatch.setenv("FER_DATA", place)
+        for look in (sources.load, sources.check):
+            with pytest.raises(SourceError, match=rf"{place}.* cannot be (read|found)"):
+                look("auto")
     monkeypatch.setenv("FER_DATA", str(tmp_path / "away"))
     for place, told in (
         ("", "data is empty"),
@@ -904,8 +949,9 @@ def test_what_the_system_refuses_is_told_by_its_name(tmp_path: Path, monkeypatch
     sources.check("synthetic:500")
 
 
-def test_a_share_that_leaves_no_training_faces_is_refused(tmp_path: Path) -> None:
-    path = write_csv(made_rows(1), tmp_path / "fer2013.csv")
+@pytest.mark.parametrize("header", ["emotion,pixels,Usage", "emotion,pixels"])
+def test_a_share_that_leaves_no_training_faces_is_refused(tmp_path: Path, header: str) -> None:
+    path = write_csv(made_rows(1), tmp_path / "fer2013.csv", header)
     with pytest.raises(SourceError, match=r"val_fraction 0\.99 leaves no training faces"):
         sources.load(path, val_fraction=0.99)
 
@@ -974,6 +1020,11 @@ def test_a_table_without_pixels_or_with_no_table_in_it(tmp_path: Path) -> None:
     for text in ("emotion,image\n0,1\n", "", "\x89PNG\r\n", "pixels,pixels\n"):
         (tmp_path / "fer2013.csv").write_text(text)
         with pytest.raises(SourceError, match=r"fer2013\.csv.*column names"):
+            sources.load(tmp_path)
+    # As a spreadsheet saves them in some languages, and as "Unicode text".
+    for data in (b"emotion;pixels;Usage\r\n", "emotion\tpixels\tUsage\r\n".encode("utf-16")):
+        (tmp_path / "fer2013.csv").write_bytes(data)
+        with pytest.raises(SourceError, match=r"in UTF-8 with commas between: pixels"):
             sources.load(tmp_path)
     (tmp_path / "fer2013.csv").write_bytes(b"emotion,pixels\r0,1 2\r")
     with pytest.raises(SourceError, match=r"fer2013\.csv has lines that end in a carriage return alone"):

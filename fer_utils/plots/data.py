@@ -67,6 +67,7 @@ def class_distributions(splits: Splits) -> Figure:
         panel.set_xlabel("faces")
         if not total:
             panel.text(0.5, 0.5, "no labels" if len(faces) else "empty", transform=panel.transAxes, ha="center")
+            panel.set_xticks([])
             continue
         panel.barh(EMOTIONS, counts, color=COLORS, height=0.7)
         for y, count in enumerate(counts):
@@ -162,14 +163,21 @@ def pixel_statistics(splits: Splits) -> Figure:
 
 
 def _cut_off(panel: Axes, shares: npt.NDArray[np.float64]) -> None:
-    """Let the many greys fill a panel where a few are far more frequent, and say of these how frequent they are."""
+    """Let the many greys fill a panel where a few are far more frequent, and say of these how frequent they are.
+
+    Where only these few are there, as in black and white pictures, the panel stays as it is.
+    """
     limit = 2 * float(np.quantile(shares, 0.98))
     beyond = np.flatnonzero(shares.max(axis=0) > limit)
-    if not 0 < len(beyond) <= 3:
+    if not (limit and 0 < len(beyond) <= 3):
         return
     panel.set_ylim(top=limit)
-    told = "\n".join(["off the scale:", *(f"grey {grey}: {shares[0, grey]:.1f}%" for grey in beyond)])
-    panel.text(0.5, 0.97, told, transform=panel.transAxes, ha="center", va="top", fontsize=8)
+    told = ["off the scale:"]
+    for grey in beyond:
+        # From the part that has least of it to the one that has most: a grey may be frequent in one part alone.
+        ends = (f"{share:.1f}" for share in (shares[:, grey].min(), shares[:, grey].max()))
+        told.append(f"grey {grey}: {' to '.join(dict.fromkeys(ends))}%")
+    panel.text(0.5, 0.97, "\n".join(told), transform=panel.transAxes, ha="center", va="top", fontsize=8)
 
 
 def brightness_and_contrast(images: Images) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -215,7 +223,7 @@ def leakage(counts: Mapping[str, npt.NDArray[np.int64]], sizes: Sequence[int], n
 def copies(groups: Sequence[Faces], parts: Sequence[Sequence[str]], title: str, columns: int = 8) -> Figure:
     """Return examples of copies: groups side by side with a gap between, each face with its part and label.
 
-    A label that disagrees with its group's first is red and marked with ``≠``.
+    A label that disagrees with its group's first is red and marked with ``≠``; unlabelled faces agree with all.
 
     Args:
         groups: the faces of each group.
@@ -232,9 +240,10 @@ def copies(groups: Sequence[Faces], parts: Sequence[Sequence[str]], title: str, 
             cells += [blank] * room
         elif cells and room:
             cells.append(blank)
+        labels = group.targets[group.targets != UNLABELLED]
         for index in range(shown):
             target = int(group.targets[index])
-            differs = target != group.targets[0]
+            differs = target != UNLABELLED and target != labels[0]
             left_out = len(group) - shown if index == shown - 1 else 0
             caption = f"{where[index]}\n{'≠ ' if differs else ''}{_label(target)}"
             caption += f"\nand {left_out} more" if left_out else ""

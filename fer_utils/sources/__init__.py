@@ -157,13 +157,14 @@ def _named(data: str | Path) -> tuple[str | Path, str]:
     """Return what ``data`` names where that is ``auto``, and a note for whoever gets drawn faces by it.
 
     Raises:
-        SourceError: it is empty, or ``$FER_DATA`` names a path that is not there.
+        SourceError: it is empty, or for ``auto`` a place cannot be looked at or ``$FER_DATA`` names none that is there.
     """
     if not str(data).strip():
         raise SourceError(
             "data is empty; expected auto, synthetic, synthetic:N, kaggle, or the path of a folder or file"
         )
-    return _auto() if data == "auto" else (data, "")
+    with _readable(data):
+        return _auto() if data == "auto" else (data, "")
 
 
 def _is_drawn(data: str | Path) -> bool:
@@ -192,7 +193,8 @@ def _path(data: str | Path) -> Path:
     try:
         return Path(data).expanduser()
     except RuntimeError as error:
-        raise SourceError(f"{data} cannot be found: {error}") from None
+        named = " ($FER_DATA names it)" if str(data) == os.environ.get("FER_DATA") else ""
+        raise SourceError(f"{data}{named} cannot be found: {error}") from None
 
 
 @contextmanager
@@ -214,7 +216,7 @@ def _auto() -> tuple[str | Path, str]:
     if named == "synthetic" or (named and named.startswith("synthetic:")):
         return named, ""
     if named:
-        path = Path(named).expanduser()
+        path = _path(named)
         if not path.exists():
             raise SourceError(
                 f"$FER_DATA is {named}, and {path.absolute()} is not there. It takes the path of a folder or file, "
@@ -393,12 +395,18 @@ def _split(contents: Contents, how: _Cut) -> tuple[Parts, str]:
         mask = cut_mask(contents.digests[index], contents.targets[index], fraction, how.seed)
         return index[~mask], index[mask]
 
+    def cut_val(index: npt.NDArray[np.int64], fraction: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        train, val = cut(index, fraction)
+        if not len(train):
+            raise SourceError(f"{how.location}: val_fraction {share:g} leaves no training faces of {len(val):,}")
+        return train, val
+
     sizes = contents.sizes()
     if set(sizes) <= {"all", "train"}:
         everything = contents.where("all", "train")
         rest, test = cut(everything, TEST_FRACTION)
         # By default a tenth of all faces; a share that is asked for is one of the faces left for training.
-        train, val = cut(rest, share / (1 - TEST_FRACTION) if how.val_fraction is None else share)
+        train, val = cut_val(rest, share / (1 - TEST_FRACTION) if how.val_fraction is None else share)
         rule = (
             f"The source tells no parts: {len(test) / len(everything):.0%} of its faces were cut off for test and "
             f"{len(val) / len(everything):.0%} for validation (seed {how.seed})."
@@ -414,9 +422,7 @@ def _split(contents: Contents, how: _Cut) -> tuple[Parts, str]:
             name = contents.names[unlabelled[0]]
             raise SourceError(f"{how.location}: {name} is a validation face without an emotion; every one needs it")
         return (train, val, test), f"Train, validation and test as told by the {contents.told_by}."
-    train, val = cut(contents.where("train"), share)
-    if not len(train):
-        raise SourceError(f"{how.location}: val_fraction {share:g} leaves no training faces of {len(val):,}")
+    train, val = cut_val(contents.where("train"), share)
     test = contents.where("val", "test")
     others = "the other part is" if len(sizes) == 2 else "both other parts together are"
     labelled = contents.targets[test] != UNLABELLED

@@ -27,7 +27,7 @@ from fer_utils.faces import HALVES, Faces, Halves, Skipped, Splits
 from fer_utils.files import replacing
 from fer_utils.sources.reading import Contents, Facts, Parts
 
-SCHEMA: Final = f"4 {__version__} {PIL.__version__}"
+SCHEMA: Final = f"5 {__version__} {PIL.__version__}"
 """Entries of another format, or read by another version, are not found."""
 
 ENTRIES: Final = 8

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fer_utils.faces import SIZE, Digests, Images, digests
+from fer_utils.files import printable
 from fer_utils.sources.numbers import NumberParser
 from fer_utils.sources.reading import (
     PIXELS,
@@ -88,7 +89,7 @@ def read_header(path: Path, line: bytes) -> Columns:
         SourceError: ``pixels`` is not among the names, or a name is there twice.
     """
     text = line.decode("utf-8-sig", "replace").strip()
-    if "\r" in text:
+    if "\r" in text and "\0" not in text:  # UTF-16 has a zero between \r and \n
         raise SourceError(
             f"{path} has lines that end in a carriage return alone; save it with \\n or \\r\\n at their ends"
         )
@@ -97,7 +98,8 @@ def read_header(path: Path, line: bytes) -> Columns:
     if "pixels" not in known or len(set(known)) != len(known):
         begins = f"begins with {text[:80]!r}" if text else "is empty"
         raise SourceError(
-            f"{path} {begins}; expected a line of column names: pixels and, where known, emotion and Usage. "
+            f"{path} {begins}; expected a line of column names in UTF-8 with commas between: pixels and, where known, "
+            "emotion and Usage. "
             "Is it one of fer2013.csv, icml_face_data.csv, train.csv and test.csv?"
         )
     where = {name: names.index(name) for name in known}
@@ -122,11 +124,14 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path, *, labels: bool
     targets: list[int] = []
     roles: list[int] = []
     names: list[str] = []
+    every_usage = True
     for role, path in files.items():
         before, bad_before = len(targets), len(bad.skipped)
-        stem = path.stem
+        stem = printable(path.stem)
         row = 0
-        for found, their_digests in _read_one(path, role, labels):
+        columns, begin = _head(path, labels)
+        every_usage &= columns.usage is not None
+        for found, their_digests in _read_one(path, columns, begin, role):
             pile.add(found.images, their_digests)
             targets += found.targets
             roles += [ROLES.index(its_role) for its_role in found.roles]
@@ -136,18 +141,21 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path, *, labels: bool
             row += found.total
         if len(targets) == before and len(bad.skipped) == bad_before:
             bad.add(path.name, "an empty split: there is no face in it")
-    return of_rows(pile, targets, roles, names, "files" if len(files) > 1 else "Usage column", bad)
+    return of_rows(pile, targets, roles, names, "Usage column" if every_usage else "files", bad)
 
 
-def _read_one(path: Path, role: Role, labels: bool) -> Iterator[tuple[Rows, Digests]]:
-    """Give the rows of a file, a block at a time, and the digests of their images."""
+def _head(path: Path, labels: bool) -> tuple[Columns, int]:
+    """Return where a file's columns stand, and the byte at which its rows begin."""
     with path.open("rb") as file:
         while (line := file.readline(LONGEST_LINE)) and not line.strip():
             pass
         columns = read_header(path, line)
-        if not labels:
-            columns = columns._replace(emotion=None, usage=None)
-        begin, size = file.tell(), path.stat().st_size
+        return columns if labels else columns._replace(emotion=None, usage=None), file.tell()
+
+
+def _read_one(path: Path, columns: Columns, begin: int, role: Role) -> Iterator[tuple[Rows, Digests]]:
+    """Give the rows of a file, a block at a time, and the digests of their images."""
+    size = path.stat().st_size
     mine = _Mine()
 
     def parse(start: int) -> tuple[Rows, Digests]:

@@ -71,6 +71,8 @@ def open_image(data: bytes) -> Image.Image:
 def to_face(image: Image.Image) -> npt.NDArray[np.uint8]:
     """Return a picture as a face, uint8 (48, 48): grey, and resized with antialiasing where its size differs.
 
+    What is transparent is laid on white, since the colours that a file holds there are arbitrary.
+
     Raises:
         ImageError: the pixels are 32-bit numbers, of which nothing tells where black and white are, or their colours
             cannot be turned into grey.
@@ -82,6 +84,9 @@ def to_face(image: Image.Image) -> npt.NDArray[np.uint8]:
         raise ImageError("the image has 32-bit pixels, whose range is not known; save it with 8 or 16 bits")
     elif image.mode.startswith("I;16"):
         grey = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.has_transparency_data:
+        clear = converted(image, "RGBA")
+        grey = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("L")
     else:
         grey = converted(image, "L")
     if grey.size != (SIZE, SIZE):
@@ -108,4 +113,4 @@ def converted(image: Image.Image, mode: Literal["L", "RGB", "RGBA"]) -> Image.Im
 
 def is_face(image: Image.Image) -> bool:
     """Tell whether a picture is grey and 48×48 already, so that `to_face` changes nothing."""
-    return image.mode == "L" and image.size == (SIZE, SIZE)
+    return image.mode == "L" and image.size == (SIZE, SIZE) and not image.has_transparency_data

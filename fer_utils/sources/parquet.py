@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer_utils.faces import SIZE, Images
+from fer_utils.files import printable
 from fer_utils.sources.reading import (
     PIXELS,
     ROLES,
@@ -71,7 +72,7 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path, *, labels: bool
     names: list[str] = []
     for role, path in files.items():
         before, bad_before = len(targets), len(bad.skipped)
-        stem = path.name.split(".")[0].removeprefix("df_")
+        stem = printable(path.name.split(".")[0].removeprefix("df_"))
         row = 0
         try:
             for found in _read_one(path, labels):
@@ -97,7 +98,8 @@ def read(files: dict[Role, Path], on_bad: OnBad, location: Path, *, labels: bool
 
 
 def _read_one(path: Path, with_labels: bool) -> Iterator[Rows]:
-    with pq.ParquetFile(path) as file, ThreadPoolExecutor(1) as pool:
+    # Opened by Python, since arrow takes no path whose name is not UTF-8.
+    with path.open("rb") as opened, pq.ParquetFile(opened) as file, ThreadPoolExecutor(1) as pool:
         _check(path, file.schema_arrow)
         wanted = (IMAGE, LABEL) if with_labels else (IMAGE,)
         present = [name for name in wanted if name in file.schema_arrow.names]
@@ -113,7 +115,8 @@ def _read_one(path: Path, with_labels: bool) -> Iterator[Rows]:
 
 def _row_count(path: Path) -> int:
     try:
-        return int(pq.read_metadata(path).num_rows)
+        with path.open("rb") as file:
+            return int(pq.read_metadata(file).num_rows)
     except _BROKEN as error:
         raise _broken(path, error) from None
 
