@@ -11,7 +11,7 @@ A benchmark is a script with a ``main() -> int``::
         return bars.judge([bars.at_least("augmentation, images/s", 30_000.0, 20_000.0)])
 
     if __name__ == "__main__":
-        sys.exit(main())
+        sys.exit(bars.run(main))
 
 It runs as ``python benchmarks/NAME.py``: without arguments on ``$FER_DATA``, or else on synthetic faces.
 """
@@ -23,6 +23,7 @@ import importlib.metadata
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,39 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def positive(text: str) -> int:
+    """Return a whole number of 1 and more, as the type of an argument."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+def run(main: Callable[[], int]) -> int:
+    """Return the exit status of a program: ``main``'s, or 2 where an argument is wrong and the library says how."""
+    try:
+        return main()
+    except (RuntimeError, ValueError) as error:
+        if not isinstance(error, _told_errors()):
+            raise
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _told_errors() -> tuple[type[Exception], ...]:
+    """The errors that tell a user what to do; their modules load torch, which a program may not want before."""
+    from fer_utils.checkpoint import CheckpointError
+    from fer_utils.devices import DeviceError
+    from fer_utils.export import ExportError
+    from fer_utils.models import MissingWeights, ModelError
+    from fer_utils.recipe import RecipeError
+    from fer_utils.runs import RunError
+    from fer_utils.sources import SourceError
+    from fer_utils.training import TrainingError
+
+    told = (CheckpointError, DeviceError, ExportError, MissingWeights, ModelError)
+    return *told, RecipeError, RunError, SourceError, TrainingError
+
+
 def machine(device: torch.device | None = None) -> str:
     """Return one line that says what was measured on: processor, usable cores, GPU, torch's version, the date."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -124,7 +158,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 def number(value: float) -> str:
     """Return a number as people read it: thousands with commas, else three significant digits."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    # From 999.5 on three digits would be 1e+03.
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def waiting(function: Callable[[], object], device: torch.device, times: int = 1) -> Callable[[], object]:

@@ -2,7 +2,7 @@
 
 Three kinds of picture, all of which come with installed packages: photographs with a face, photographs without any, and
 scenes in which real face crops (100 of scikit-image's ``lfw_subset``) lie on the latter. Where ``--data`` names real
-faces, 120 of FER2013's test faces make further scenes, and the margin is measured: how much larger FER2013's crops are
+faces, up to 120 of its test faces make further scenes, and the margin is measured: how much larger FER2013's crops are
 than the detector's boxes. A face counts as found where a box overlaps its square by more than 0.3 (intersection over
 union).
 """
@@ -163,7 +163,7 @@ def main() -> int:
     splits = sources.load(arguments.data)
     if not splits.synthetic:
         test = splits.test.images
-        chosen = rng.choice(len(test), 120, replace=False)
+        chosen = rng.choice(len(test), min(120, len(test)), replace=False)
         kinds["scenes of FER2013"] = scenes([test[index] for index in chosen], rng)
     detectors: dict[str, Detector] = {"OpenCV, Haar (ours)": detection.find_faces, "scikit-image, LBP": scikit_image}
     rows, ours = [], {}
@@ -195,4 +195,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(bars.run(main))

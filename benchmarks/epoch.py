@@ -47,8 +47,10 @@ def training_step(
 def main() -> int:
     """Measure, print, judge."""
     parser = bars.parser(__doc__)
-    parser.add_argument("--repeats", type=int, default=5, help="steps of each recipe that medians are taken of")
-    parser.add_argument("--batch", type=int, default=32, help="largest batch of the recipes at 224 px")
+    parser.add_argument(
+        "--repeats", type=bars.positive, default=5, help="steps of each recipe that medians are taken of"
+    )
+    parser.add_argument("--batch", type=bars.positive, default=32, help="largest batch of the recipes at 224 px")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     arguments = parser.parse_args()
     device = choose_device(arguments.device)
@@ -60,6 +62,7 @@ def main() -> int:
     for name in ("fast", *EARLIER):
         settings = recipe.load(name, {"weights": "none"})
         batches[name] = settings.batch_size if settings.image_size < 100 else min(settings.batch_size, arguments.batch)
+        batches[name] = min(batches[name], len(train))
         settings = settings.model_copy(update={"batch_size": batches[name]})
         state = training.make_state(settings, device, choose_precision(settings.precision, device))
         step = training_step(settings, state, train.select(slice(0, batches[name])), device)
@@ -90,4 +93,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(bars.run(main))

@@ -471,18 +471,19 @@ def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="list what would be trained, and stop")
     parser.add_argument("--table", action="store_true", help="train nothing: print and draw what is measured")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    parser.add_argument("--epochs", type=int, help=f"epochs of each training; {EPOCHS} in a whole sweep")
+    parser.add_argument("--epochs", type=bars.positive, help=f"epochs of each training; {EPOCHS} in a whole sweep")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the trainings")
-    parser.add_argument("--train-faces", type=int, help="about so many training faces, a stratified draw")
+    parser.add_argument("--train-faces", type=bars.positive, help="about so many training faces, a stratified draw")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="fields of fast for the whole sweep")
     parser.add_argument("--out", type=Path, help="directory of the sweep (outputs/frontier or outputs/ablation)")
-    parser.add_argument("--threads", type=int, help="threads of torch")
+    parser.add_argument("--threads", type=bars.positive, help="threads of torch")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; one for all of a directory")
     arguments = parser.parse_args(given)
     for item in arguments.set:
         key = item.partition("=")[0]
         if "=" not in item or key in ("epochs", "seed", "train_faces", "name", "description"):
             parser.error(f"--set {item}: give KEY=VALUE; --epochs, --seeds and --train-faces are arguments")
+    arguments.seeds = list(dict.fromkeys(arguments.seeds))  # a seed that is named twice is one training
     asked = arguments.sweep or arguments.only or arguments.list or arguments.table
     arguments.small = not asked
     if arguments.small:
@@ -536,4 +537,4 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(bars.run(main))

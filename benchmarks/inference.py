@@ -241,7 +241,7 @@ def main() -> int:
     """Measure, print, judge."""
     parser = bars.parser(__doc__)
     parser.add_argument("--run", help="a run to measure")
-    parser.add_argument("--repeats", type=int, default=3, help="times that the command is run")
+    parser.add_argument("--repeats", type=bars.positive, default=3, help="times that the command is run")
     parser.add_argument("--fer", metavar="PYTHON", help="a Python that has the packages fer and tensorflow")
     arguments = parser.parse_args()
     other = python_with_fer(arguments.fer)
@@ -300,4 +300,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(bars.run(main))

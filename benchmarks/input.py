@@ -99,9 +99,9 @@ def pipeline(name: str, size: int, mean: tuple[float, ...], std: tuple[float, ..
     return "RGB", transforms.Compose(changes + last)
 
 
-def per_image(dataset: OneByOne, workers: int) -> Callable[[], object]:
+def per_image(dataset: OneByOne, workers: int, batch: int) -> Callable[[], object]:
     """Return a pass over the faces, one by one; the workers have been started."""
-    loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+    loader = DataLoader(dataset, batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
 
     def run() -> None:
         for _ in loader:
@@ -161,9 +161,11 @@ def files(splits: Splits, count: int, folder: Path) -> list[Path]:
 def main() -> int:
     """Measure, print, judge."""
     parser = bars.parser(__doc__)
-    parser.add_argument("--repeats", type=int, default=5, help="passes that medians are taken of")
-    parser.add_argument("--faces", type=int, default=2048, help="faces in a pass of a per-image pipeline at 48 px")
-    parser.add_argument("--large-faces", type=int, default=512, help="faces in a pass at 224 px")
+    parser.add_argument("--repeats", type=bars.positive, default=5, help="passes that medians are taken of")
+    parser.add_argument(
+        "--faces", type=bars.positive, default=2048, help="faces in a pass of a per-image pipeline at 48 px"
+    )
+    parser.add_argument("--large-faces", type=bars.positive, default=512, help="faces in a pass at 224 px")
     parser.add_argument("--device", default="auto", help="of ours and of the step: auto, cpu, cuda, cuda:N or mps")
     arguments = parser.parse_args()
     device = choose_device(arguments.device)
@@ -176,16 +178,16 @@ def main() -> int:
         paths = files(splits, arguments.faces, Path(folder))
         rows = train.images[: len(paths)].reshape(len(paths), -1).astype(np.float64)
 
-        def earlier(name: str, preprocessing: Preprocessing, count: int) -> dict[str, Callable[[], object]]:
+        def earlier(name: str, preprocessing: Preprocessing, count: int, batch: int) -> dict[str, Callable[[], object]]:
             reader, transform = pipeline(name, preprocessing.size, preprocessing.mean, preprocessing.std)
             dataset = OneByOne(rows[:count] if reader == "table" else paths[:count], reader, transform)
-            return {f"{workers} workers": per_image(dataset, workers) for workers in (0, 2)}
+            return {f"{workers} workers": per_image(dataset, workers, batch) for workers in (0, 2)}
 
         table = []
         for name in EARLIER:
             settings = recipe.load(name, {"image_size": 48})
             preprocessing = Preprocessing.of(settings, train)
-            runs = earlier(name, preprocessing, len(paths))
+            runs = earlier(name, preprocessing, len(paths), BATCH)
             runs["ours"] = whole_batch(settings, preprocessing, images, BATCH)
             seconds = bars.medians(runs, arguments.repeats)
             rates = {key: len(images if key == "ours" else paths) / value for key, value in seconds.items()}
@@ -201,7 +203,7 @@ def main() -> int:
         for name in LARGE:
             settings = recipe.load(name)
             preprocessing = Preprocessing.of(settings, train)
-            measured |= {f"{name} {key}": run for key, run in earlier(name, preprocessing, few).items()}
+            measured |= {f"{name} {key}": run for key, run in earlier(name, preprocessing, few, STEP_BATCH).items()}
             measured[f"{name} ours"] = whole_batch(settings, preprocessing, images[:few], STEP_BATCH)
         seconds = bars.medians(measured, arguments.repeats)
         step = STEP_BATCH * (STEPS if device.type == "cuda" else 1) / seconds["step"]
@@ -220,4 +222,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(bars.run(main))

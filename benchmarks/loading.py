@@ -54,7 +54,7 @@ else:
 def main() -> int:
     """Measure, print the table and the bars, return the exit status."""
     parser = bars.parser(__doc__)
-    parser.add_argument("--repeats", type=int, default=5, help="medians are over so many turns")
+    parser.add_argument("--repeats", type=bars.positive, default=5, help="medians are over so many turns")
     arguments = parser.parse_args()
     print(bars.machine())
     splits = sources.load(arguments.data, val_fraction=0)
@@ -174,6 +174,10 @@ def _only(place: str, part: str) -> Path:
 def _fastest_decoder(tree: Path) -> tuple[str, Callable[[], object]]:
     """Return the fastest way to read and decode the files of a tree, and its name; all must give the same pixels."""
     files = [str(file) for file in sorted(tree.rglob("*.jpg"))]
+    if not files:
+        raise SystemExit(
+            f"{tree}: there is no .jpg file, and only those can be decoded for comparison: name other --data"
+        )
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     sample = files[:4000]
@@ -238,4 +242,4 @@ def _peak_gigabytes(place: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(bars.run(main))

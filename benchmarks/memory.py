@@ -15,23 +15,13 @@ from typing import Final
 
 import bars
 
-_TRAINING: Final = """
-import sys
-from pathlib import Path
-from fer_utils import recipe, sources, training
-from fer_utils.runs import Run
-data, out, faces = sys.argv[1], sys.argv[2], sys.argv[3]
-changes = {"epochs": 1} | ({} if faces == "all" else {"train_faces": int(faces)})
-training.fit(recipe.load("fast", changes), sources.load(data), Run.create(out), device="cpu", log=lambda _line: None)
-"""
-
 _STARTED: Final = "import torch, fer_utils.training"
 
 
 def main() -> int:
     """Measure, print, judge."""
     parser = bars.parser(__doc__)
-    parser.add_argument("--faces", type=int, default=2000, help="training faces of the measured epoch")
+    parser.add_argument("--faces", type=bars.positive, default=2000, help="training faces of the measured epoch")
     parser.add_argument("--whole", action="store_true", help="an epoch of all training faces")
     arguments = parser.parse_args()
     print(bars.machine())
@@ -39,8 +29,9 @@ def main() -> int:
     # The peak of all children is that of the largest; the one that only imports comes first.
     started = _peak_gigabytes([sys.executable, "-c", _STARTED])
     with tempfile.TemporaryDirectory() as folder:
-        place = str(Path(folder) / "run")
-        trained = _peak_gigabytes([sys.executable, "-c", _TRAINING, arguments.data, place, faces])
+        command = [sys.executable, "-m", "fer_utils.training", "--recipe", "fast", "--device", "cpu"]
+        command += ["--data", arguments.data, "--out", str(Path(folder) / "run"), "--set", "epochs=1"]
+        trained = _peak_gigabytes([*command, *([] if arguments.whole else [f"train_faces={faces}"])])
     print()
     bars.table(
         ["process", "peak, GB"],
@@ -51,10 +42,12 @@ def main() -> int:
 
 def _peak_gigabytes(command: list[str]) -> float:
     """Return the highest resident size of the children so far, 10⁹ bytes, once ``command`` has run."""
-    subprocess.run(command, check=True)
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)  # it has told why
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e9
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(bars.run(main))

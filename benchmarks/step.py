@@ -299,9 +299,10 @@ def of_fit(
         longer = settings.model_copy(update={"epochs": repeats + 1})
         training.fit(longer, few, run, device=str(device), on_epoch=after, log=lambda _line: None)
         history = run.history().iloc[1:]  # the first epoch warms up
+        last = checkpoint.load(run.file("last.ckpt"))
         started = time.perf_counter()
-        checkpoint.save(run.file("copy.ckpt"), checkpoint.load(run.file("last.ckpt")))
-        saved = (time.perf_counter() - started) / 2
+        checkpoint.save(run.file("copy.ckpt"), last)
+        saved = time.perf_counter() - started
     fit_seconds = float(history["train_seconds"].median()) / len(few.train)
     return fit_seconds, statistics.median(bare[1:]), float(history["val_seconds"].median()), saved, len(few.train)
 
@@ -337,12 +338,12 @@ def stock_rate(settings: recipe.Recipe, setting: Setting, device: torch.device) 
 def main() -> int:
     """Measure, print, judge."""
     parser = bars.parser(__doc__)
-    parser.add_argument("--repeats", type=int, default=5, help="epochs and rounds that medians are taken of")
+    parser.add_argument("--repeats", type=bars.positive, default=5, help="epochs and rounds that medians are taken of")
     parser.add_argument("--sweep", action="store_true", help="the whole sweep of stock settings (some minutes)")
     parser.add_argument("--steps-only", action="store_true", help="leave out what fit adds and the sweep")
     parser.add_argument("--parts", action="store_true", help="time the parts of convolutions on a CPU, nothing else")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--image-size", type=int, help="side of the input in place of the recipe's")
+    parser.add_argument("--image-size", type=bars.positive, help="side of the input in place of the recipe's")
     arguments = parser.parse_args()
     device = choose_device(arguments.device)
     print(bars.machine(device))
@@ -352,10 +353,11 @@ def main() -> int:
     size = {"image_size": arguments.image_size}
     settings = recipe.load("fast", {"progressive": None, **size})
     networks = {"fast": settings, "ResNet18": recipe.load("fast", {**RESNET18, **size})}
+    # Before minutes of steps: it may not be there.
+    splits = None if arguments.steps_only else sources.load(arguments.data)
     measured = against_stock(networks, max(5, arguments.repeats)) if device.type == "cpu" else []
-    if arguments.steps_only:
+    if splits is None:
         return bars.judge(measured)
-    splits = sources.load(arguments.data)
     fitted, bare, validation, saving, faces = of_fit(splits, settings, arguments.repeats, device)
     precision = choose_precision("auto", device)
     print(f"\nfast at {settings.image_size} px, {precision}, batch {settings.batch_size}, {faces} faces an epoch\n")
@@ -365,7 +367,7 @@ def main() -> int:
             ["bare step, one epoch's worth", bare * faces, 1 / bare],
             ["training part of fit", fitted * faces, 1 / fitted],
             ["validation of 500 faces", validation, 500 / validation],
-            ["checkpoint: copy of last.ckpt", saving, float("nan")],
+            ["checkpoint: writing last.ckpt", saving, float("nan")],
         ],
     )
     threads = torch.get_num_threads()
@@ -405,4 +407,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(bars.run(main))

@@ -1,4 +1,4 @@
-"""The parts of benchmarks/frontier.py that are no training, and one training of its own."""
+"""The parts of benchmarks/frontier.py that are no training, one training of its own, and what all benchmarks share."""
 
 import importlib
 import json
@@ -18,6 +18,8 @@ from fer_utils.files import ROOT
 
 BENCHMARKS = str(ROOT / "benchmarks")
 sys.path.insert(0, BENCHMARKS)
+bars: Any = importlib.import_module("bars")
+epoch: Any = importlib.import_module("epoch")
 frontier: Any = importlib.import_module("frontier")
 frontier_figures: Any = importlib.import_module("frontier_figures")
 ledger: Any = importlib.import_module("ledger")
@@ -197,7 +199,11 @@ def test_a_table_with_other_columns_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [["--set", "ema"], ["--set", "epochs=3"], ["--set", "seed=3"], ["--sweep", "other"], ["--epochs", "x"]]
+    "given",
+    [
+        *(["--set", "ema"], ["--set", "epochs=3"], ["--set", "seed=3"], ["--sweep", "other"]),
+        *(["--epochs", "x"], ["--epochs", "0"], ["--train-faces", "0"], ["--threads", "-1"]),
+    ],
 )
 def test_wrong_arguments_are_told(given: list[str]) -> None:
     with pytest.raises(SystemExit) as told:
@@ -209,6 +215,10 @@ def test_without_arguments_it_is_the_small_sweep() -> None:
     small, whole = frontier.arguments_of([]), frontier.arguments_of(["--sweep", "frontier"])
     assert (small.only, small.epochs, small.train_faces) == (list(frontier.SMALL), 1, 1500)
     assert (whole.only, whole.epochs, whole.train_faces) == ([], frontier.EPOCHS, None)
+
+
+def test_a_seed_that_is_named_twice_is_one_training() -> None:
+    assert frontier.arguments_of(["--seeds", "1", "0", "1"]).seeds == [1, 0]
 
 
 def test_what_all_trainings_have_in_common_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -297,3 +307,59 @@ def test_an_interrupted_training_goes_on_and_a_measured_one_is_left_alone(
     assert frontier.sweep_all([one], synthetic_splits, tmp_path, table, "cpu") == (0, 0)
     assert (folder / "history.csv").stat().st_mtime_ns == held
     assert len(frontier.read(table)) == 1
+
+
+def test_every_benchmark_tells_what_is_wrong_with_its_arguments() -> None:
+    ends = [path.read_text(encoding="utf-8").partition("\nif __name__")[2] for path in Path(BENCHMARKS).glob("*.py")]
+    assert {end.strip() for end in ends if end} == {'== "__main__":\n    sys.exit(bars.run(main))'}
+
+
+# Both ask for the faces in a way of their own: after steps, and in another process.
+@pytest.mark.parametrize("name", ["step", "memory"])
+def test_a_benchmark_tells_of_faces_that_are_not_there(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--data", str(tmp_path / "nosuch")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "nosuch is not there" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_error_that_no_argument_is_to_blame_for_is_not_hidden() -> None:
+    def main() -> int:
+        raise ValueError("a mistake of the program")
+
+    with pytest.raises(ValueError, match="a mistake of the program"):
+        bars.run(main)
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "2.5", "x", ""])
+def test_a_count_below_one_is_told(text: str) -> None:
+    parser = bars.parser("x")
+    parser.add_argument("--repeats", type=bars.positive)
+    assert parser.parse_args(["--repeats", "3"]).repeats == 3
+    with pytest.raises(SystemExit):
+        parser.parse_args([f"--repeats={text}"])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0"), (0.04449, "0.0445"), (999.4, "999"), (999.6, "1,000"), (-999.6, "-1,000")]
+)
+def test_a_number_is_written_without_powers_of_ten(value: float, text: str) -> None:
+    assert bars.number(value) == text
+
+
+def test_a_rate_counts_the_faces_that_there_are(
+    synthetic_splits: Splits, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = Splits(synthetic_splits.train.select(slice(0, 3)), synthetic_splits.val, synthetic_splits.test, "synthetic")
+    monkeypatch.setattr(epoch.sources, "load", lambda _data: few)
+    monkeypatch.setattr(epoch, "EARLIER", ("one_cycle",))
+    monkeypatch.setattr(epoch, "BARS", {})
+    monkeypatch.setattr(epoch.bars, "medians", lambda steps, _repeats: dict.fromkeys(steps, 1.0))
+    monkeypatch.setattr(sys, "argv", ["epoch.py", "--device", "cpu"])
+    assert epoch.main() == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert {line[0]: (line[3], line[5]) for line in rows if line and line[0] in ("fast", "one_cycle")} == {
+        "fast": ("3", "3"),
+        "one_cycle": ("3", "3"),
+    }
