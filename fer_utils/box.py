@@ -14,6 +14,7 @@ import json
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -75,7 +76,7 @@ def listed(folder: Path | None = None) -> dict[str, Boxed]:
     try:
         known = json.loads(path.read_text(encoding="utf-8"))["models"]
         return {name: Boxed(**values) for name, values in known.items()}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ExportError(
             "there is no trained model in the box: train one with 03_train.ipynb and name its run (--model RUN, or "
             "Classifier.from_run(run))"
@@ -132,8 +133,8 @@ def put(
         log: takes a line for each step.
 
     Raises:
-        ExportError: the faces are not those of the training, the name is none, or the file is larger than
-            ``MAX_BYTES``.
+        ExportError: the faces are not those of the training, the name is none, the box cannot be written to, or the
+            file is larger than ``MAX_BYTES``.
         CheckpointError: the run's checkpoint cannot be used.
     """
     from fer_utils import runs
@@ -152,6 +153,13 @@ def put(
         )
     if not (splits.val.labelled and splits.test.labelled):
         raise ExportError(f"{splits.location}: a card needs labelled validation and test faces")
+    try:
+        # Before minutes of scoring are lost.
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ExportError(f"{folder} cannot be written to ({error.strerror}): name another box (--box)") from None
     log("scoring validation and test faces")
     halved = engine.model.half().float()
     for key, tensor in halved.state_dict().items():

@@ -97,6 +97,14 @@ class Description:
     epoch: int
     data: dict[str, Any]
 
+    def trained_on(self) -> str:
+        """Return how many faces it was trained on and where they are from, in words; a run may lack its env.json."""
+        if not self.data.get("faces"):
+            return "unknown"
+        held, drawn = self.data["faces"]["train"], self.recipe.train_faces
+        some = f"about {drawn:,} of " if drawn is not None and drawn < held else ""
+        return f"{some}{held:,} faces ({self.data['source']}, {self.data['fingerprint']})"
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {

@@ -135,7 +135,12 @@ def _in_folder(folder: Path) -> Iterator[Item]:
     """A folder's pictures, sorted, those of its folders after its own; links to folders are not followed."""
     try:
         entries = sorted((entry for entry in folder.iterdir() if not hidden(entry.name)), key=lambda entry: entry.name)
-        pictures = [entry for entry in entries if entry.suffix.lower() in PICTURES and entry.is_file()]
+        pictures = [
+            entry
+            for entry in entries
+            # A link whose file is missing is a picture that cannot be read.
+            if entry.suffix.lower() in PICTURES and (entry.is_file() or not entry.exists())
+        ]
         folders = [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
     except OSError as error:
         yield Item(printable(str(folder)), InputError(f"the folder cannot be read: {error.strerror}"))
@@ -319,6 +324,8 @@ def table_rows(path: str | Path) -> Iterator[Item]:
         found = re.search(r" row (\d+)$", item.name)
         if found:
             rows[int(found.group(1))] = InputError(item.reason)
+    if not rows:
+        yield Item(printable(str(path)), InputError("there is no row in this table"))
     for row in sorted(rows):
         value = rows[row]
         yield Item(printable(f"{path}[{row}]"), value if isinstance(value, InputError) else Image.fromarray(value))

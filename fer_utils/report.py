@@ -40,7 +40,8 @@ _SECTIONS: Final[dict[str, tuple[str, ...]]] = {
     "How good it is": ("accuracies", "confusion_matrix", "per_class", "precision_recall"),
     "How sure one may be of it": ("reliability", "coverage"),
     "What it gets wrong": ("prediction_samples", "confused_pairs", "confident_mistakes", "suspect_labels"),
-    "How it was trained": ("loss_curve", "accuracy_curve", "learning_rate", "first_filters"),
+    "Where it looks": ("attention", "attention_sanity"),
+    "How it was trained": ("loss_curve", "accuracy_curve", "learning_rate", "first_filters", "confusion_matrix_train"),
     "What it was trained on": (
         "class_distributions",
         "sample_faces",
@@ -64,10 +65,13 @@ _SENTENCES: Final = {
     "prediction_samples": "Drawn at random, neither the best nor the worst.",
     "confident_mistakes": "Each above the training face whose pixels correlate with it most, mirrored or not.",
     "suspect_labels": "Found by confident learning (Northcutt et al. 2021). They stay in every score.",
+    "attention": "Of each label the surest right prediction and the surest wrong one; bright is what speaks for it.",
+    "attention_sanity": "With random weights a map has to change, or it says nothing about what was learned.",
     "loss_curve": "Training loss is of augmented faces, so it may lie above that of validation.",
     "accuracy_curve": "The epoch with the best validation accuracy is evaluated, unless the recipe names one.",
     "learning_rate": "As the schedule planned it, and as each epoch ended.",
     "first_filters": "The kernels of the first convolution.",
+    "confusion_matrix_train": "Of the training faces: no score.",
     "class_distributions": "The emotions are far from equally frequent.",
     "sample_faces": "Drawn at random from the training faces.",
     "mean_faces": "The mean over all faces of an emotion, and how it differs from the mean of all.",
@@ -164,7 +168,10 @@ class _About:
         # A model that was unpacked from the box knows what it was to be, and not how its training went.
         known = len(self.history) > 0
         epochs = len(self.history) if known else self.recipe.trained_epochs
-        told = f"{recipes.in_epochs(epochs)}, seed {self.recipe.seed}; the network is that of epoch {epoch}"
+        told = recipes.in_epochs(epochs)
+        if self.recipe.train_faces is not None and self.recipe.train_faces < self.env["data"]["faces"]["train"]:
+            told += f" of about {self.recipe.train_faces:,} training faces"
+        told += f", seed {self.recipe.seed}; the network is that of epoch {epoch}"
         if self.recipe.keep_epoch is not None:
             told += ", settled before training"
         elif known and self.history["val_accuracy"].notna().any():
@@ -190,10 +197,12 @@ class _About:
         return metrics.confused_pairs(np.array(self.scores["confusion"], dtype=np.int64))
 
     def rarest(self) -> str:
-        """The rarest emotion and its share of the reported faces."""
+        """The rarest emotion and its share of the reported faces, or the emotions that none of them has."""
         if self.scores is None:
             return ""
         support = {emotion: int(self.scores["per_class"][emotion]["support"]) for emotion in EMOTIONS}
+        if absent := [emotion for emotion in EMOTIONS if not support[emotion]]:
+            return f"none of the faces is labelled {' or '.join(absent)}: nothing is known of how it does there"
         emotion = min(support, key=lambda name: support[name])
         share = support[emotion] / self.scores["faces"]
         return (

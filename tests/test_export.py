@@ -76,6 +76,18 @@ def expected(run: Run, faces: np.ndarray) -> np.ndarray:
     return torch.softmax(logits / 1.7, 1).numpy()
 
 
+def test_what_a_network_was_trained_on_is_told(run: Run, synthetic_splits: Splits, tmp_path: Path) -> None:
+    faces = f"{len(synthetic_splits.train):,} faces (synthetic, {synthetic_splits.fingerprint()})"
+    found = export.of_run(run).description
+    for train_faces, told in ((None, faces), (100, f"about 100 of {faces}"), (10**6, faces)):
+        recipe = found.recipe.model_copy(update={"train_faces": train_faces})
+        assert replace(found, recipe=recipe).trained_on() == told
+    alone = Run.create(tmp_path / "alone")
+    for name in ("recipe.yaml", "best.ckpt"):
+        alone.file(name).write_bytes(run.file(name).read_bytes())
+    assert export.of_run(alone).description.trained_on() == "unknown"
+
+
 # -- what they compute --
 
 
@@ -461,6 +473,18 @@ def test_the_first_model_stays_the_default(filled: Path, run: Run, synthetic_spl
     assert list(box.listed(tmp_path)) == ["fast", "small"]
     with pytest.raises(ExportError, match="no name for a model"):
         box.put(run, synthetic_splits, "../fast", tmp_path)
+
+
+def test_a_box_that_is_no_directory_is_told_before_anything_is_scored(
+    run: Run, synthetic_splits: Splits, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    (tmp_path / "file").write_text("not a box")
+    with pytest.raises(ExportError, match=r"file cannot be written to \(File exists\): name another box"):
+        box.put(run, synthetic_splits, "tiny", tmp_path / "file", log=told.append)
+    assert not told
+    with pytest.raises(ExportError, match="there is no trained model in the box"):
+        box.listed(tmp_path / "file")
 
 
 def test_other_faces_than_the_training_s_are_refused(run: Run, synthetic_splits: Splits, tmp_path: Path) -> None:

@@ -437,11 +437,14 @@ def test_a_folder_is_read_in_order_with_its_bad_files(classifier: Classifier, fa
     (tmp_path / "3.jpg").write_text("no picture")
     (tmp_path / "notes.txt").write_text("neither, and not asked about")
     (tmp_path / ".hidden.png").write_text("nor this")
+    (tmp_path / "4.jpg").symlink_to("gone.jpg")
+    (tmp_path / "5.jpg").symlink_to("b")
     answers = list(classifier.predict(tmp_path))
     assert [Path(answer.source).relative_to(tmp_path).as_posix() for answer in answers] == [
-        *("1.png", "2.png", "3.jpg", "b/0.png")
+        *("1.png", "2.png", "3.jpg", "4.jpg", "b/0.png")
     ]
-    assert [answer.error is None for answer in answers] == [True, True, False, True]
+    assert [answer.error is None for answer in answers] == [True, True, False, False, True]
+    assert answers[3].error == "cannot be read: No such file or directory"
 
 
 def unlabelled_tables(faces: np.ndarray, folder: Path) -> list[Path]:
@@ -494,6 +497,13 @@ def test_what_stands_beside_the_pixels_of_a_table_is_not_looked_at(
     answers = list(classifier.predict(tmp_path / "own.csv"))
     assert [answer.source for answer in answers] == [f"{tmp_path}/own.csv[{row}]" for row in range(2)]
     assert ["2 pixels" in str(answers[0].error), "1 pixels" in str(answers[1].error)] == [True, True]
+
+
+def test_a_table_without_rows_is_told(classifier: Classifier, tmp_path: Path) -> None:
+    (tmp_path / "none.csv").write_text("emotion,pixels,Usage\n")
+    pq.write_table(pa.table({"image": pa.array([], pa.list_(pa.float64()))}), tmp_path / "none.parquet")
+    for name in ("none.csv", "none.parquet"):
+        assert one(classifier, tmp_path / name).error == "there is no row in this table"
 
 
 def test_numbers_are_those_of_the_published_tables() -> None:

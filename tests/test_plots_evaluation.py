@@ -8,12 +8,15 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from fer_utils import metrics
 from fer_utils.emotions import EMOTIONS
+from fer_utils.inference import Prediction
 from fer_utils.plots import evaluation as figures
+from fer_utils.plots import inference
 from fer_utils.plots.style import RIGHT, WRONG
 
 NOTE = " (synthetic faces)"
@@ -215,3 +218,19 @@ def test_the_numbers_on_the_coverage_curve_lie_inside_the_axes(accuracy: float) 
         box = text.get_window_extent()
         assert inside.y0 < box.y0
         assert box.y1 < inside.y1
+
+
+def test_what_could_not_be_read_is_shown_and_called_so() -> None:
+    # A notebook shows no figure without axes.
+    for error, told in (("the file is empty", "no answer"), (None, "no face")):
+        shown = inference.answer(None, Prediction("folder/a.png", None, None, (), None, error))
+        assert [text.get_text() for text in shown.axes[0].texts] == [error or "no face found"]
+        assert shown.get_suptitle() == f"a.png: {told}"
+
+
+def test_dollar_signs_in_a_name_make_no_formula() -> None:
+    shown = inference.answer(None, Prediction("$\\a$.png", None, None, (), None, "cannot be read: $\\b$"))
+    # What is no formula stops the drawing; what is one would lose its dollar signs.
+    FigureCanvasAgg(shown).draw()
+    for text in shown.findobj(Text):
+        assert not text.get_parse_math() or not is_math_text(text.get_text())

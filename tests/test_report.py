@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn.metrics as reference
+from matplotlib.figure import Figure
 
 from fer_utils import checkpoint, evaluation, report
 from fer_utils import recipe as recipes
 from fer_utils.emotions import EMOTIONS
 from fer_utils.evaluation import EvaluationError
 from fer_utils.faces import Faces, Splits
+from fer_utils.files import ROOT
 from fer_utils.plots import evaluation as figures
 from fer_utils.recipe import Recipe
 from fer_utils.runs import Run, RunError
@@ -154,6 +156,34 @@ def test_the_page_tells_an_epoch_that_was_settled_from_one_that_validation_chose
     page = report.write(run).read_text(encoding="utf-8")
     assert ", settled before training" in page
     assert "the best on validation faces" not in page
+
+
+def test_it_tells_that_only_some_of_the_training_faces_were_learned_from(run: Run) -> None:
+    for train_faces, told in ((None, ""), (100, " of about 100 training faces"), (10**6, "")):
+        run.write_recipe(run.recipe.model_copy(update={"train_faces": train_faces}))
+        report.write(run)
+        for name in ("report.html", "MODEL_CARD.md"):
+            assert re.search(rf"\d epochs?{told}, seed ", run.file(name).read_text(encoding="utf-8"))
+
+
+def test_emotions_without_faces_are_told(run: Run, splits: Splits) -> None:
+    seen = np.flatnonzero(~np.isin(splits.test.targets, [EMOTIONS.index("disgust"), EMOTIONS.index("sad")]))
+    fewer = dataclasses.replace(splits, test=splits.test.select(seen))
+    evaluation.evaluate(run, fewer, device="cpu", draws=20, other_data=True)
+    page = Page(report.write(run).read_text(encoding="utf-8")).text
+    assert "None of the faces is labelled disgust or sad: nothing is known of how it does there." in page
+
+
+def test_every_figure_of_04_has_its_place_and_a_sentence_of_its_own(run: Run) -> None:
+    source = (ROOT / "notebooks" / "04_evaluate.ipynb").read_text(encoding="utf-8")
+    names = set(re.findall(r'show\(\\"(\w+)\\"', source))
+    assert len(names) > 10
+    for name in names:
+        run.save_figure(name, Figure((1, 1)), dpi=20)
+    page = report.write(run).read_text(encoding="utf-8")
+    assert "Further figures" not in page
+    for name in names:
+        assert f"<figcaption>{name.replace('_', ' ').capitalize()}.</figcaption>" not in page
 
 
 def test_the_command_gives_the_same_recipe(run: Run) -> None:

@@ -39,7 +39,8 @@ def answer(picture: Image.Image | None, prediction: Prediction, title: str | Non
         picture = None  # it is the face, which is shown anyway
     rows = max(1, len(faces))
     if title is None:
-        told = f"{len(prediction.faces)} faces" if len(prediction.faces) > 1 else prediction.label or "no face"
+        nothing = "no face" if prediction.error is None else "no answer"
+        told = f"{len(prediction.faces)} faces" if len(prediction.faces) > 1 else prediction.label or nothing
         title = f"{Path(prediction.source).name}: {told}"
     title += note
     if picture is None:
@@ -78,7 +79,12 @@ def _faces(place: Figure | SubFigure, prediction: Prediction, numbered: bool) ->
     """Draw the largest faces, one below the other, each with its bars."""
     faces = prediction.faces[:MOST_FACES]
     if not faces:
-        place.text(0.5, 0.5, prediction.error or "no face found", ha="center", va="center", fontsize=11, wrap=True)
+        # On axes of its own: a notebook does not show a figure without any.
+        axes = place.add_subplot()
+        axes.set_axis_off()
+        # Dollar signs would make formulas; where text is wrapped, parse_math has no effect.
+        told = (prediction.error or "no face found").replace("$", r"\$")
+        axes.text(0.5, 0.5, told, ha="center", va="center", fontsize=11, wrap=True, transform=axes.transAxes)
         return
     cells = place.subplots(len(faces), 2, squeeze=False, width_ratios=(1, 2.2))
     for number, (face, (crop, bars)) in enumerate(zip(faces, cells, strict=True), start=1):

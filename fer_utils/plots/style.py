@@ -94,7 +94,8 @@ def figure(title: str = "", height: float = 3.6, width: float = WIDTH) -> Figure
     """Return an empty figure, sizes in inches, with its title; a ``styled`` function adds axes to it."""
     result = Figure(figsize=(width, height), layout="constrained")
     if title:
-        result.suptitle(title)
+        # A file's name may hold dollar signs, which would be taken for formulas.
+        result.suptitle(title, parse_math=False)
     return result
 
 
