@@ -221,12 +221,12 @@ def test_pictures_of_two_greys_have_a_scale(recwarn: pytest.WarningsRecorder) ->
 def test_leakage_shows_counts_and_shares_of_the_rows_part() -> None:
     counts = np.arange(9).reshape(3, 3) * 100
     exact, near = data.leakage({"exact copies": counts, "near copies too": counts * 2}, [100000, 10000, 1000]).axes
-    cells = {text.get_position(): text.get_text() for text in exact.texts}
+    cells = {tuple(map(int, text.get_position())): text.get_text() for text in exact.texts}
     assert cells[(2, 0)] == "200\n0.2%"
     assert cells[(2, 1)] == "500\n5.0%"
     assert cells[(0, 2)] == "600\n60.0%"
     assert (near.get_title(), near.texts[1].get_text()) == ("near copies too", "200\n0.2%")
-    assert exact.images[0].get_clim() == near.images[0].get_clim(), "one scale, or the tables could not be compared"
+    assert exact.collections[0].get_clim() == near.collections[0].get_clim(), "on two scales they could not be compared"
 
 
 def test_copies_mark_the_label_that_disagrees_and_keep_groups_apart(synthetic_splits: Splits) -> None:

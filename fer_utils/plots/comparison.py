@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fer_utils.emotions import COLORS, EMOTIONS
 from fer_utils.faces import Images
-from fer_utils.plots.style import RIGHT, SEQUENTIAL, WRONG, face_grid, figure, grid_lines, ink_on, mark, styled
+from fer_utils.plots.style import RIGHT, WRONG, face_grid, figure, grid_lines, heat_map, mark, styled
 
 __all__ = ["disagreement", "learning_curves", "recall_table"]
 
@@ -66,17 +66,10 @@ def recall_table(recalls: pd.DataFrame, note: str = "") -> Figure:
     result = figure(f"Recall of each emotion (%){note}", 1.2 + max(0.45, 0.18 * lines + 0.1) * len(recalls))
     axes = result.add_subplot()
     shares = recalls[list(EMOTIONS)].to_numpy(dtype=np.float64)
-    axes.imshow(shares, cmap=SEQUENTIAL, vmin=0, vmax=1, aspect="auto")
-    for (row, column), share in np.ndenumerate(shares):
-        text = "–" if np.isnan(share) else f"{100 * share:.0f}"
-        axes.text(column, row, text, ha="center", va="center", color=ink_on(0 if np.isnan(share) else float(share)))
-    axes.set_xticks(range(len(EMOTIONS)), EMOTIONS)
-    axes.set_yticks(range(len(recalls)), labels)
+    texts = [["–" if np.isnan(share) else f"{100 * share:.0f}" for share in row] for row in shares]
+    heat_map(axes, shares, texts, labels, EMOTIONS, square=False)
     axes.set_xlabel("emotion")
     axes.set_ylabel("recipe")
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
     return result
 
 

@@ -18,12 +18,11 @@ from fer_utils.plots.style import (
     LINE_STYLES,
     MUTED,
     PART_COLORS,
-    SEQUENTIAL,
     WRONG,
     face_grid,
     figure,
     grid_lines,
-    ink_on,
+    heat_map,
     styled,
 )
 
@@ -205,16 +204,11 @@ def leakage(counts: Mapping[str, npt.NDArray[np.int64]], sizes: Sequence[int], n
     top = max(max(float((table / whole).max()) for table in counts.values()), 1e-9)
     for axes, (kind, table) in zip(result.subplots(1, len(counts), squeeze=False)[0], counts.items(), strict=True):
         shares = table / whole
-        axes.imshow(shares, cmap=SEQUENTIAL, vmin=0, vmax=top)
-        for (row, column), share in np.ndenumerate(shares):
-            color = ink_on(float(share) / top)
-            axes.text(column, row, f"{table[row, column]:,}\n{share:.1%}", ha="center", va="center", color=color)
+        texts = [f"{n:,}\n{share:.1%}" for n, share in zip(table.flat, shares.flat, strict=True)]
+        heat_map(axes, shares, np.reshape(texts, shares.shape), PARTS, PARTS, top=top)
         axes.set_title(kind)
-        axes.set_xticks(range(3), PARTS)
-        axes.set_yticks(range(3), PARTS)
         axes.set_xlabel("has a copy in")
         axes.set_ylabel("face of")
-        axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
     return result
 

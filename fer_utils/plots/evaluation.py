@@ -24,11 +24,10 @@ from fer_utils.plots.style import (
     EMOTION_COLORS,
     INK,
     MUTED,
-    SEQUENTIAL,
     face_grid,
     figure,
     grid_lines,
-    ink_on,
+    heat_map,
     mark,
     mark_color,
     styled,
@@ -111,24 +110,11 @@ def confusion(matrix: npt.NDArray[np.int64], note: str = "") -> Figure:
 
 
 def _table(axes: Axes, shares: npt.NDArray[np.float64], texts: Sequence[Sequence[str]]) -> None:
-    axes.imshow(shares, cmap=SEQUENTIAL, vmin=0, vmax=1)
-    for row, column in np.ndindex(shares.shape):
-        right = row == column
-        axes.text(
-            column,
-            row,
-            texts[row][column],
-            ha="center",
-            va="center",
-            color=ink_on(float(shares[row, column])),
-            fontsize=9,
-            fontweight="bold" if right else "normal",
-        )
-    axes.set_xticks(range(len(EMOTIONS)), EMOTIONS, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(EMOTIONS)), EMOTIONS)
+    heat_map(axes, shares, texts, EMOTIONS, EMOTIONS)
+    for right in axes.texts[:: len(EMOTIONS) + 1]:  # the diagonal
+        right.set_fontweight("bold")
+    axes.set_xticks(axes.get_xticks(), EMOTIONS, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_xlabel("prediction")
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
 
 
 @styled

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, ParamSpec, TypeVar
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
+import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -114,9 +115,42 @@ def mark_color(right: bool) -> str:
     return RIGHT if right else WRONG
 
 
-def ink_on(share: float) -> str:
-    """Return the colour of text on a cell of ``SEQUENTIAL`` at ``share`` (0 to 1) of its range."""
-    return "white" if share > 0.55 else INK
+def heat_map(
+    axes: Axes,
+    shares: npt.NDArray[np.float64],
+    texts: Sequence[Sequence[str]] | npt.NDArray[np.str_],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    top: float = 1.0,
+    square: bool = True,
+) -> None:
+    """Draw a table whose cells are coloured by share, 0 to ``top``, with a text in each that can be read on its colour.
+
+    Args:
+        axes: where.
+        shares: (rows, columns); NaN is drawn as 0.
+        texts: what stands in each cell.
+        rows: the label of each row.
+        columns: the label of each column.
+        top: the share of the darkest colour.
+        square: whether cells are, or fill the axes.
+    """
+    seaborn.heatmap(
+        np.nan_to_num(shares),
+        ax=axes,
+        annot=np.asarray(texts),
+        fmt="",
+        cmap=SEQUENTIAL,
+        vmin=0,
+        vmax=top,
+        cbar=False,
+        square=square,
+        xticklabels=columns,
+        yticklabels=rows,
+        annot_kws={"fontsize": 9},
+    )
+    axes.tick_params(length=0, rotation=0)
 
 
 @styled
