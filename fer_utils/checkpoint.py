@@ -74,7 +74,20 @@ class Saver:
 def _write(path: Path, plain: dict[str, Any]) -> None:
     # Into an open file: by a path torch names the archive inside after it, and the path aside differs each time.
     with replacing(path) as aside, aside.open("wb") as file:
-        torch.save({"schema_version": SCHEMA_VERSION, "sha256": _digest(plain), "state": plain}, file)
+        try:
+            torch.save({"schema_version": SCHEMA_VERSION, "sha256": _digest(plain), "state": plain}, file)
+        except RuntimeError as error:
+            # Of a disk that fills torch tells only where it stands in the file; why is the error before it.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
+def remove_leftovers(run: Run) -> None:
+    """Remove what processes that were killed while they wrote checkpoints left of them; nobody else may write now."""
+    for name in ("best", "last"):
+        for path in run.path.glob(f".{name}.{'[0-9a-f]' * 8}.ckpt"):
+            path.unlink()
 
 
 # What torch makes of a file in which some bytes are others.

@@ -442,14 +442,14 @@ def changes(recipe: Recipe) -> dict[str, str] | None:
     return told
 
 
-def parse(text: str) -> Recipe:
+def parse(text: str, source: str = "recipe") -> Recipe:
     """Read a recipe from the YAML that ``Recipe.dump`` wrote into a run or an export.
 
     Raises:
-        RecipeError: the text is no recipe of this version.
+        RecipeError: the text is no recipe of this version; the message begins with ``source``, where it is from.
     """
-    values, lines = _document(text, "recipe")
-    return _validate(values, lines, "recipe")
+    values, lines = _document(text, source)
+    return _validate(values, lines, source)
 
 
 def coerce(name: str, value: Any) -> Any:

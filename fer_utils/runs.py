@@ -211,7 +211,7 @@ class Run:
             text = self.file("recipe.yaml").read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise RunError(f"{self.file('recipe.yaml')} is damaged: it is no text ({error})") from error
-        return recipes.parse(text)
+        return recipes.parse(text, str(self.file("recipe.yaml")))
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Store the recipe."""
@@ -230,21 +230,29 @@ class Run:
     def _history_rows(self) -> list[dict[str, str]]:
         if not self.has("history.csv"):
             return []
-        with self.file("history.csv").open(encoding="utf-8", newline="") as file:
+        # A spreadsheet puts a mark before the first column's name, which pandas leaves out too.
+        with self.file("history.csv").open(encoding="utf-8-sig", newline="") as file:
             return list(csv.DictReader(file))
 
     def history(self) -> pd.DataFrame:
         """Return a row per finished epoch; empty before the first.
 
         Raises:
-            RunError: ``history.csv`` is no table.
+            RunError: ``history.csv`` is no table of epochs.
         """
         if not self.has("history.csv"):
             return pd.DataFrame({"epoch": pd.Series(dtype=int)})
         try:
-            return pd.read_csv(self.file("history.csv"))
+            table = pd.read_csv(self.file("history.csv"))
         except (ValueError, UnicodeDecodeError) as error:  # pandas' own are of the first kind
             raise RunError(f"{self.file('history.csv')} is damaged: it is no table ({error})") from error
+        # A spreadsheet saves semicolons, or 1.0 for 1.
+        if "epoch" not in table or not pd.api.types.is_integer_dtype(table["epoch"]):
+            raise RunError(
+                f"{self.file('history.csv')} is damaged: expected commas between columns, and whole numbers in one "
+                f"called epoch, got {', '.join(map(str, table.columns[:3]))} ...; give back the file as it was written"
+            )
+        return table
 
     def save_figure(self, name: str, figure: Figure, dpi: int = 150) -> Path:
         """Save ``figure`` as ``figures/NAME.png`` and return its path."""

@@ -967,11 +967,18 @@ def fit(
     Raises:
         TrainingError: the faces are unlabelled or too few, the teacher or the start does not fit or may know the
             validation faces, or loss or predictions are not finite.
-        RunError: the run holds another recipe's or other data's training, or another process trains in it.
+        RunError: the run holds another recipe's or other data's training, another process trains in it, or it cannot be
+            written, as on a disk that is full.
     """
     ranks = Ranks.current()
-    with _alone(run, ranks):
-        _fit(recipe, splits, run, ranks, device, precision, resume, on_epoch, log, stop_after)
+    try:
+        with _alone(run, ranks):
+            _fit(recipe, splits, run, ranks, device, precision, resume, on_epoch, log, stop_after)
+    except OSError as error:
+        raise RunError(
+            f"{run.path}: a file cannot be read or written ({error}): make room or mend that, and the same training "
+            "goes on from its last checkpoint"
+        ) from error
     return run
 
 
@@ -1056,6 +1063,7 @@ def _alone(run: Run, ranks: Ranks) -> Iterator[None]:
     with held_alone(run.file(".training.lock")) as mine:
         if not mine:
             raise RunError(f"another training is at work in {run.path}: wait for its end, or train into a new run")
+        checkpoint.remove_leftovers(run)
         yield
 
 
@@ -1171,7 +1179,13 @@ def _open_run(
     _check_kept(run, recipe, resume)
     if run.has("last.ckpt"):
         _check_same_faces(run, splits)
+        run.history()  # one that cannot be gone on with is told before an epoch is trained for it
         saved = checkpoint.load(run.file("last.ckpt"))
+        if "optimizer" not in saved:
+            raise RunError(
+                f"{run.file('last.ckpt')} holds a network without its training, as best.ckpt does: give back the "
+                f"last.ckpt that was written there, or train the network further in a new run with start {run.path}"
+            )
         if saved.get("teacher_sha256") != state.teacher_sha256:
             raise RunError(
                 f"teacher {recipe.teacher} is another network than when {run.path} was begun: give that one "

@@ -192,6 +192,21 @@ def test_a_saver_tells_what_could_not_be_written(tmp_path: Path) -> None:
         saver.save((tmp_path / "file" / "a.ckpt", {"epoch": 1}))
 
 
+def test_a_disk_that_is_full_is_told_by_the_system_s_own_error(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "last.ckpt"
+    checkpoint.save(path, {"epoch": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoint.save(path, {"weights": torch.zeros(1_000_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert checkpoint.load(path) == {"epoch": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
 def test_an_error_waits_for_what_is_being_written(tmp_path: Path) -> None:
     def interrupted() -> None:
         with checkpoint.Saver() as saver:

@@ -106,6 +106,28 @@ def test_what_is_no_text_or_table_is_told(tmp_path: Path) -> None:
         run.history()
 
 
+@pytest.mark.parametrize("text", ["epoch;lr\n1;0.5\n", "epoch,lr\n1.5,0.5\n", "lr\n0.5\n"])
+def test_a_history_that_another_program_wrote_is_told(tmp_path: Path, text: str) -> None:
+    run = Run.create(tmp_path / "run")
+    run.file("history.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(RunError, match=r"history\.csv is damaged: expected commas .* called epoch"):
+        run.history()
+
+
+def test_a_spreadsheets_mark_before_the_history_changes_nothing(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run")
+    run.file("history.csv").write_text("epoch,lr\n1,0.5\n", encoding="utf-8-sig")
+    run.append_history({"epoch": 2, "lr": 0.25})
+    assert run.file("history.csv").read_bytes() == b"epoch,lr\n1,0.5\n2,0.25\n"
+
+
+def test_a_damaged_recipe_is_told_with_its_file(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run")
+    run.file("recipe.yaml").write_text("epochs: 3\nlearning: 1\n", encoding="utf-8")
+    with pytest.raises(recipes.RecipeError, match=r"run/recipe\.yaml, line 2: unknown field 'learning'"):
+        _ = run.recipe
+
+
 def test_what_is_no_run_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no run at .*nowhere.*03_train"):
         Run.open(tmp_path / "nowhere")

@@ -127,6 +127,43 @@ def test_a_training_that_ended_between_the_files_of_its_first_epoch_begins_anew(
     assert_same_bytes(run, whole)
 
 
+def test_what_a_killed_process_left_of_a_checkpoint_is_removed(splits: Splits, tmp_path: Path) -> None:
+    run = fit(tiny(epochs=2), splits, Run.create(tmp_path / "run"), device="cpu", log=silent, stop_after=1)
+    for name in (".last.0123abcd.ckpt", ".best.89ef4567.ckpt", ".last.mine.ckpt"):
+        run.file(name).write_bytes(b"half")
+    fit(tiny(epochs=2), splits, run, device="cpu", log=silent)
+    assert sorted(path.name for path in run.path.glob(".*.ckpt")) == [".last.mine.ckpt"]
+
+
+def test_a_disk_that_fills_is_told_and_the_training_goes_on_later(splits: Splits, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    recipe, run = tiny(epochs=2), Run.create(tmp_path / "run")
+    fit(recipe, splits, run, device="cpu", log=silent, stop_after=1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(RunError, match=r"run: a file cannot be read or written .*File too large.* goes on"):
+            fit(recipe, splits, run, device="cpu", log=silent)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    fit(recipe, splits, run, device="cpu", log=silent)
+    assert_same_bytes(run, fit(recipe, splits, Run.create(tmp_path / "whole"), device="cpu", log=silent))
+
+
+def test_what_cannot_be_gone_on_with_is_told_before_an_epoch(splits: Splits, tmp_path: Path) -> None:
+    run = fit(tiny(epochs=2), splits, Run.create(tmp_path / "run"), device="cpu", log=silent, stop_after=1)
+    kept = run.file("history.csv").read_text(encoding="utf-8")
+    run.file("history.csv").write_text(kept.replace(",", ";"), encoding="utf-8")
+    lines: list[str] = []
+    with pytest.raises(RunError, match=r"history\.csv is damaged"):
+        fit(tiny(epochs=2), splits, run, device="cpu", log=lines.append)
+    run.file("history.csv").write_text(kept, encoding="utf-8")
+    run.file("last.ckpt").write_bytes(run.file("best.ckpt").read_bytes())
+    with pytest.raises(RunError, match=r"last\.ckpt holds a network without its training.* start "):
+        fit(tiny(epochs=2), splits, run, device="cpu", log=lines.append)
+    assert lines == []
+
+
 def test_a_resumed_training_needs_no_imagenet_weights(
     splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
