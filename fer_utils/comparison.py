@@ -285,7 +285,8 @@ def paired(entries: Sequence[Entry], part: str) -> pd.DataFrame:
     """Return the first runs of each pair of systems compared on the same faces.
 
     Columns: the pair, the difference in accuracy in percentage points with its paired bootstrap interval, the faces
-    that one alone gets right, and McNemar's mid-p and exact p-values.
+    that one alone gets right, McNemar's mid-p and exact p-values, and the mid-p as Holm (1979) adjusts it for the
+    number of pairs: the more are compared, the more often one of them differs by luck.
     """
     rows = []
     for index, a in enumerate(entries):
@@ -299,13 +300,14 @@ def paired(entries: Sequence[Entry], part: str) -> pd.DataFrame:
                     "A - B, points": f"{100 * found.difference.value:+.1f} [{low:+.1f}, {high:+.1f}]",
                     "only A right": found.only_a,
                     "only B right": found.only_b,
-                    "McNemar mid-p": found.p_mid,
                     "exact p": found.p_exact,
+                    "McNemar mid-p": found.p_mid,
                 }
             )
-    return pd.DataFrame(
-        rows, columns=["A", "B", "A - B, points", "only A right", "only B right", "McNemar mid-p", "exact p"]
-    )
+    columns = ["A", "B", "A - B, points", "only A right", "only B right", "exact p", "McNemar mid-p"]
+    table = pd.DataFrame(rows, columns=columns)
+    table["mid-p, all pairs"] = metrics.holm(table["McNemar mid-p"].to_numpy(np.float64))
+    return table
 
 
 def disagreement(a: Entry, b: Entry, part: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -437,6 +437,17 @@ def compare(
     )
 
 
+def holm(p_values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return p-values, (n,), adjusted for their number: the probability that any of n null hypotheses is rejected stays
+    below the level that they are held against (Holm 1979, Scandinavian Journal of Statistics 6).
+    """
+    order = np.argsort(p_values, kind="stable")
+    times = np.arange(len(p_values), 0, -1)
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(times * p_values[order]))
+    return adjusted
+
+
 def over_runs(scores: Sequence[Mapping[str, float]]) -> dict[str, MeanStd]:
     """Return mean and standard deviation over runs of every score that all of them have.
 

@@ -214,7 +214,7 @@ def _flat(image: Image.Image) -> Image.Image:
     """A picture of any mode as L, I;16 or RGB: transparency on white, floats in [0, 1] as bytes."""
     if 0 in image.size:
         raise InputError("the picture holds no pixel")
-    if image.mode in ("L", "RGB", "1") and "transparency" not in image.info:
+    if image.mode in ("L", "RGB", "1") and not image.has_transparency_data:
         return image
     if image.mode.startswith("I;16"):
         return image
@@ -227,11 +227,7 @@ def _flat(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         return Image.fromarray(_to_bytes(np.asarray(image)))
     try:
-        if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-            clear = files.converted(image, "RGBA")
-            white = Image.new("RGBA", clear.size, "white")
-            return Image.alpha_composite(white, clear).convert("RGB")
-        return files.converted(image, "RGB")
+        return files.on_white(image).convert("RGB") if image.has_transparency_data else files.converted(image, "RGB")
     except files.ImageError as error:
         raise InputError(str(error)) from None
 

@@ -1030,7 +1030,7 @@ def _fit(
     if ranks.rank == 0:
         how = f"resumed after epoch {state.epoch}" if resumed else f"{len(train):,} training faces"
         processes = f", {ranks.world} processes" if ranks.world > 1 else ""
-        length = f"{recipes.length(recipe)}, {len(bounds)} steps each"
+        length = f"{recipes.length(recipe)}, {len(bounds)} step{'' if len(bounds) == 1 else 's'} each"
         log(f"{recipe.name}: {how}, {length}, {where}, {arithmetic}{processes}")
     if state.teacher is not None and recipe.teacher_views != "same" and state.answers is None:
         if ranks.rank == 0:
@@ -1498,6 +1498,9 @@ def main(given: Sequence[str] | None = None) -> int:
     ) as error:
         print(error, file=sys.stderr)  # noqa: T201 - the command line's own output
         return 2
+    except KeyboardInterrupt:  # while faces are read
+        print("interrupted: nothing was trained yet", file=sys.stderr)  # noqa: T201 - the command line's own output
+        return 130
     return 0
 
 

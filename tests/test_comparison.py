@@ -116,6 +116,14 @@ def test_disagreement_lists_each_face_that_one_alone_gets_right(entries: list[En
     assert set(only_b) == {i for i in range(len(targets)) if right_b[i] and not right_a[i]}
     pair = comparison.paired(entries, "test").iloc[0]
     assert (pair["only A right"], pair["only B right"]) == (len(only_a), len(only_b))
+    assert pair["mid-p, all pairs"] == pair["McNemar mid-p"], "one pair needs no adjustment"
+
+
+def test_more_pairs_make_each_less_certain(entries: list[Entry]) -> None:
+    pairs = comparison.paired([*entries, entries[0]], "test")
+    assert len(pairs) == 3
+    smallest = pairs["McNemar mid-p"].idxmin()
+    assert pairs["mid-p, all pairs"][smallest] == min(1, 3 * pairs["McNemar mid-p"][smallest])
 
 
 def test_finished_runs_are_taken_as_they_are(runs: list[Run], synthetic_splits: Splits, folder: Path) -> None:

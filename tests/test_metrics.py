@@ -333,6 +333,14 @@ def test_mcnemar_of_equal_runs() -> None:
     assert (same.p_exact, same.p_mid, same.difference) == (1, 1, (0, 0, 0))
 
 
+def test_p_values_of_many_pairs_are_adjusted_by_holm() -> None:
+    # By hand: 0.01 x 4, 0.02 x 3, then 0.03 x 2 and 0.04 x 1, which may not be below the one before.
+    np.testing.assert_allclose(metrics.holm(np.array([0.04, 0.01, 0.03, 0.02])), [0.06, 0.04, 0.06, 0.06])
+    np.testing.assert_allclose(metrics.holm(np.array([0.9, 0.6])), [1, 1])
+    np.testing.assert_allclose(metrics.holm(np.array([0.2])), [0.2])
+    assert len(metrics.holm(np.array([]))) == 0
+
+
 def test_paired_interval_agrees_with_resampled_faces() -> None:
     a, b, targets = pair(300, 60, 30, 110)
     result = metrics.compare(a, b, targets, seed=3)

@@ -754,6 +754,18 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     assert Run.open(tmp_path / "run").has("last.ckpt")
 
 
+def test_ctrl_c_before_the_training_is_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> Splits:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.sources, "load", interrupted)
+    assert training.main(["--data", "synthetic:400", "--device", "cpu", "--out", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err == "interrupted: nothing was trained yet\n"
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_below_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match=r"cannot be made \(Not a directory\): name another directory"):

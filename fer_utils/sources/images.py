@@ -85,13 +85,22 @@ def to_face(image: Image.Image) -> npt.NDArray[np.uint8]:
     elif image.mode.startswith("I;16"):
         grey = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.has_transparency_data:
-        clear = converted(image, "RGBA")
-        grey = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("L")
+        grey = on_white(image).convert("L")
     else:
         grey = converted(image, "L")
     if grey.size != (SIZE, SIZE):
         grey = grey.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
     return np.asarray(grey)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Return a picture with transparency as RGBA without any, laid on white.
+
+    Raises:
+        ImageError: Pillow knows no way from its mode.
+    """
+    clear = converted(image, "RGBA")
+    return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
 
 
 def converted(image: Image.Image, mode: Literal["L", "RGB", "RGBA"]) -> Image.Image:
