@@ -151,6 +151,12 @@ def set_training_mode(model: nn.Module, recipe: Recipe) -> None:
                 module.eval()
 
 
+def learns_from_one_face(model: nn.Module, recipe: Recipe) -> bool:
+    """Return whether a training step can see one face alone: not where batch norm comes to maps of a single pixel."""
+    smallest = min(recipe.progressive or recipe.image_size, recipe.image_size)
+    return _problem_at(model, recipe.channels, smallest, recipe) is None
+
+
 def summary(model: nn.Module, recipe: Recipe) -> pd.DataFrame:
     """Return a table of the network's innermost modules in the order in which one face passes them.
 
@@ -417,24 +423,31 @@ def _check_size(model: nn.Module, recipe: Recipe, size: int) -> None:
         )
 
 
-def _problem_at(model: nn.Module, channels: int, size: int) -> str | None:
+def _problem_at(model: nn.Module, channels: int, size: int, trained: Recipe | None = None) -> str | None:
     try:
-        _pass_shapes(model, channels, size)
+        _pass_shapes(model, channels, size, trained)
     except (RuntimeError, ValueError, AssertionError) as error:
         # torchvision's transformers assert their input's size; convolutions and pools raise the others.
         return " ".join(str(error).split())
     return None
 
 
-def _pass_shapes(model: nn.Module, channels: int, size: int) -> None:
-    """Pass one face of ``size`` pixels as for predicting: shapes only, no arithmetic; each module keeps its mode."""
+def _pass_shapes(model: nn.Module, channels: int, size: int, trained: Recipe | None = None) -> None:
+    """Pass one face of ``size`` pixels: shapes only, no arithmetic; each module keeps its mode.
+
+    It is passed as for predicting, or with a recipe in ``trained`` as in a training of it.
+    """
     modes = {module: module.training for module in model.modules()}
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     dtype = next(model.parameters()).dtype
     try:
+        if trained is None:
+            model.eval()
+        else:
+            set_training_mode(model, trained)
         with torch.no_grad():
-            functional_call(model.eval(), shapes, torch.empty(1, channels, size, size, dtype=dtype, device="meta"))
+            functional_call(model, shapes, torch.empty(1, channels, size, size, dtype=dtype, device="meta"))
     finally:
         for module, training in modes.items():
             module.training = training
@@ -483,7 +496,11 @@ def _load_imagenet(model: nn.Module, backbone: str) -> None:
             )
         _load_all_but_classifier(model, state)
     except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # The first of torch's lines may only say that there are errors; the next names one.
+        told = " ".join(" ".join(str(error).splitlines()[:2]).split()) or type(error).__name__
+        if isinstance(error, UnpicklingError):
+            # torch's own message ends with how to load such a file all the same, which nobody should.
+            told = "it is damaged or holds more than tensors and plain values"
         tried = f"{path} is not there, and downloading {weights.url} failed: {told}. To go on,"
         if cached:
             tried = f"{path} was in the cache but cannot be used: {told}. Delete it to download it anew, or"

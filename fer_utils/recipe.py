@@ -4,8 +4,9 @@
     python -m fer_utils.recipe fast           print one in full, defaults included
     python -m fer_utils.recipe my_own.yaml    check and print your own
 
-A recipe is a YAML file of the fields below; ``extends: fast`` starts from another and changes a few lines. torch is not
-imported here, so that a mistake is told at once.
+A recipe is a YAML file of the fields that the second prints; ``extends: fast`` starts from another and changes a few
+lines. What each field means and may be stands beside it in fer_utils/recipe.py. torch is not imported here, so that a
+mistake is told at once.
 """
 
 from __future__ import annotations

@@ -100,6 +100,8 @@ def run_notebooks(
     declared = {name: _declared(folder / f"{name}.ipynb") for name in names}
     given = {"data": data, "recipe": recipe, "epochs": epochs, **(parameters or {})}
     wanted = _check(given, declared, reserved=("run", "out"))
+    # A further parameter of the same name has the last word.
+    data, recipe = str(given["data"]), str(given["recipe"])
     taken: dict[str, Any] = {}
     for name in names:
         asked = {key: given[key] for key in declared[name] if key in given}
@@ -114,8 +116,7 @@ def run_notebooks(
     # Absolute, since the notebooks may be told of it from another directory.
     run = Run.create(Path(out).resolve())
     given |= {"run": str(run.path), "out": str(run.path)}
-    length = "" if epochs is None else f", {recipes.in_epochs(epochs)}"
-    tell.line(f"{len(names)} notebooks, data {data}, recipe {recipe}{length}")
+    tell.line(f"{len(names)} notebooks, data {data}, recipe {recipe}, {recipes.length(wanted)}")
     if parameters:
         tell.line(f"set: {', '.join(f'{name}={value}' for name, value in parameters.items())}")
     tell.line(f"run: {run.path}")

@@ -413,7 +413,10 @@ def _batch_of(
     partners = plan.order[mine.partner]
     inputs, share = mix(inputs, augment(images.index_select(0, partners), plan.draws[mine.partner], plan.size), mine)
     others = plan.order[all_.partner]
-    total = (all_.lam * weights[targets[whole]] + (1 - all_.lam) * weights[targets[others]]).sum()
+    # Shares of pixels, as the loss weighs by them: rounding a box to whole pixels changes what was drawn.
+    blank = inputs.new_zeros(len(all_), 1, plan.size, plan.size)
+    _, shares = mix(blank, blank, all_)
+    total = (shares * weights[targets[whole]] + (1 - shares) * weights[targets[others]]).sum()
     return Batch(preprocessing.normalize(inputs), faces, targets[faces], targets[partners], share, total)
 
 
@@ -719,10 +722,20 @@ class Steps:
             self.graph(bounds[0], lr_factor)
             return
         batch = make_batch(self.plan, bounds, self.images, self.targets, self.weights, self.preprocessing, self.ranks)
-        train_step(
-            *(self.state, self.forward, batch, self.weights, lr_factor),
-            *(self.images.device, self.precision, self.ranks),
-        )
+        try:
+            train_step(
+                *(self.state, self.forward, batch, self.weights, lr_factor),
+                *(self.images.device, self.precision, self.ranks),
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if not self.state.recipe.compile:
+                raise
+            raise TrainingError(
+                f"a step of the compiled network failed ({str(error).strip().partition(chr(10))[0]}): set compile to "
+                "false, or install what torch.compile needs here, on a CPU a C++ compiler"
+            ) from error
 
 
 def _step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
@@ -779,11 +792,18 @@ def check(
         ModelError: the recipe names layers that its network has not.
         RunError: a teacher or a start is not there or not trained, there is nothing to resume, or ``run`` holds a
             training that is not to be resumed, or of another recipe.
-        TrainingError: there are no processes, or ``recipe.start`` is another network.
+        TrainingError: there are no processes, a batch is too small for the network's batch norm, or ``recipe.start`` is
+            another network.
     """
     _check_processes(processes)
     choose_precision(recipe.precision, choose_device(device))
-    models.parameter_groups(models.build(recipe, pretrained=False), recipe)
+    model = models.build(recipe, pretrained=False)
+    models.parameter_groups(model, recipe)
+    if recipe.epochs > 0 and recipe.batch_size < 2 * processes and not models.learns_from_one_face(model, recipe):
+        raise TrainingError(
+            f"batch_size {recipe.batch_size} leaves a process a single face in a step, and this network's batch norm, "
+            f"which comes to maps of one pixel, needs two: set batch_size to at least {2 * processes}"
+        )
     for role, name in _other_runs(recipe):
         try:
             Run.choose(name)
@@ -1179,12 +1199,20 @@ def _open_run(
     _check_kept(run, recipe, resume)
     if run.has("last.ckpt"):
         _check_same_faces(run, splits)
-        run.history()  # one that cannot be gone on with is told before an epoch is trained for it
+        # A history that cannot be gone on with is told before an epoch is trained for it.
+        there = run.history()["epoch"].tolist()
         saved = checkpoint.load(run.file("last.ckpt"))
         if "optimizer" not in saved:
             raise RunError(
                 f"{run.file('last.ckpt')} holds a network without its training, as best.ckpt does: give back the "
                 f"last.ckpt that was written there, or train the network further in a new run with start {run.path}"
+            )
+        # A row more may be there: a crash between the files of an epoch's end.
+        if there[: saved["epoch"]] != list(range(1, saved["epoch"] + 1)):
+            raise RunError(
+                f"{run.file('history.csv')} does not hold the {recipes.in_epochs(saved['epoch'])} of its last.ckpt in "
+                "their order: give back the file as it was written, or train the network further in a new run with "
+                f"start {run.path}"
             )
         if saved.get("teacher_sha256") != state.teacher_sha256:
             raise RunError(
@@ -1470,8 +1498,18 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
         "--out", help="directory of the run; one that holds a training is resumed (default: under outputs/)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    parser.add_argument("--resume", choices=("auto", "true", "false"), default="auto", help="continue from last.ckpt")
-    parser.add_argument("--on-bad", choices=("raise", "skip"), default="raise", help="what to do with unreadable faces")
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "true", "false"),
+        default="auto",
+        help="continue from last.ckpt: auto where there is one, true demands one, false refuses one (default: auto)",
+    )
+    parser.add_argument(
+        "--on-bad",
+        choices=("raise", "skip"),
+        default="raise",
+        help="what to do with unreadable faces: raise an error, or skip and list them (default: raise)",
+    )
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="override fields of the recipe"
     )
@@ -1508,9 +1546,10 @@ def _train(arguments: argparse.Namespace) -> None:
     overrides = dict(item.partition("=")[::2] for item in arguments.set)
     recipe = recipes.load(arguments.recipe, overrides)
     resume: bool | Literal["auto"] = "auto" if arguments.resume == "auto" else arguments.resume == "true"
-    check(recipe, device=arguments.device, resume=resume, out=arguments.out)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    check(recipe, device=arguments.device, processes=processes, resume=resume, out=arguments.out)
     device = choose_device(arguments.device)
-    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    distributed = processes > 1
     if distributed:
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

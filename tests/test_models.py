@@ -658,8 +658,10 @@ def test_a_file_that_is_none_of_it_is_refused_and_runs_nothing(cache: Path, tmp_
             path.write_bytes(content)
         else:
             torch.save(content, path)
-        with pytest.raises(MissingWeights, match=f"{path} was in the cache but cannot be used: .+ Delete it"):
+        with pytest.raises(MissingWeights, match=f"{path} was in the cache but cannot be used: .+ Delete it") as told:
             models.build(recipe)
+        assert "weights_only" not in str(told.value), "how to load it all the same"
+        assert "size mismatch" in str(told.value) or content is not first
     assert not (tmp_path / "harmed").exists()
 
 
@@ -667,3 +669,18 @@ def test_backbones_without_weights_are_told() -> None:
     for backbone in ("custom_cnn", "resnet81"):
         with pytest.raises(ModelError, match=f"{backbone} has no ImageNet weights"):
             models.weights_file(backbone)
+
+
+def test_channels_are_the_nearest_multiple_of_eight() -> None:
+    # 0.7 of 64, 128, 256 and 512 are 44.8, 89.6, 179.2 and 358.4.
+    model = models.build(make(width=0.7))
+    found = [model.get_submodule(f"layer{stage}.0.conv1").out_channels for stage in (1, 2, 3, 4)]
+    assert found == [48, 88, 176, 360]
+
+
+def test_an_averaged_shortcut_starts_from_the_weights_of_a_strided_one() -> None:
+    kernels = []
+    for shortcut in ("strided", "average"):
+        torch.manual_seed(0)
+        kernels.append(models.build(make(width=0.125, shortcut=shortcut)).get_parameter("layer2.0.downsample.0.weight"))
+    assert torch.equal(*kernels)

@@ -436,7 +436,9 @@ def test_the_command_line_lists_and_prints(capsys: pytest.CaptureFixture[str]) -
     assert recipes.main(["one_cycle"]) == 0
     assert recipes.parse(capsys.readouterr().out) == recipes.load("one_cycle")
     assert recipes.main(["--help"]) == 0
-    assert "python -m fer_utils.recipe" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "python -m fer_utils.recipe" in told
+    assert "below" not in told, "nothing follows"
 
 
 def test_the_command_line_refuses_in_words(written, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from fer_utils import suite, training
+from fer_utils import runs, suite, training
 from fer_utils.faces import Splits
 from fer_utils.recipe import Recipe, RecipeError
 from fer_utils.runs import Run, RunError
@@ -130,6 +130,17 @@ def test_notebooks_run_in_order_on_one_run_in_the_working_directory(
     assert all(re.match(r" *\d+:\d\d  ", line) for line in lines)
     # What differs from the recipe is part of what is told.
     assert re.search(r"set: lr=1e-3$", told(lines), re.MULTILINE)
+    assert lines[0].endswith("2 notebooks, data synthetic, recipe fast, 3 epochs")
+
+
+def test_what_is_set_is_what_is_told(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "OUTPUTS", tmp_path / "outputs")
+    lines: list[str] = []
+    given = {"data": "synthetic:400", "recipe": "narrow", "epochs": "1"}
+    run = suite.run_notebooks(parameters=given, names=("1_first",), folder=folder, log=lines.append)
+    assert lines[0].endswith("1 notebooks, data synthetic:400, recipe narrow, 1 epoch")
+    assert run.path.name.startswith("suite-synthetic-400-narrow-")
+    assert json.loads(run.file("given.json").read_text())["recipe"] == "narrow"
 
 
 def test_make_passes_every_setting_to_the_suite() -> None:

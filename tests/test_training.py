@@ -15,12 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
 import torch
 
 from fer_utils import checkpoint, metrics, models, sources, training
 from fer_utils import recipe as recipes
+from fer_utils.augment import augment
 from fer_utils.devices import choose_precision
 from fer_utils.faces import Faces, Splits
 from fer_utils.prediction import predict
@@ -28,6 +30,7 @@ from fer_utils.preprocessing import Preprocessing
 from fer_utils.recipe import Recipe
 from fer_utils.runs import Run, RunError
 from fer_utils.sources import synthetic
+from fer_utils.suite import NOTEBOOKS
 from fer_utils.training import TIMING_COLUMNS, TrainingError, fit
 
 
@@ -162,6 +165,38 @@ def test_what_cannot_be_gone_on_with_is_told_before_an_epoch(splits: Splits, tmp
     with pytest.raises(RunError, match=r"last\.ckpt holds a network without its training.* start "):
         fit(tiny(epochs=2), splits, run, device="cpu", log=lines.append)
     assert lines == []
+
+
+def test_a_history_that_lost_epochs_is_not_gone_on_with(splits: Splits, tmp_path: Path) -> None:
+    run = fit(tiny(epochs=3), splits, Run.create(tmp_path / "run"), device="cpu", log=silent, stop_after=2)
+    heading, *rows = run.file("history.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    for kept in (None, rows[1:], rows[:1], rows[::-1]):
+        run.file("history.csv").unlink(missing_ok=True)
+        if kept is not None:
+            run.file("history.csv").write_text("".join([heading, *kept]), encoding="utf-8")
+        with pytest.raises(RunError, match=r"history\.csv does not hold the 2 epochs of its last\.ckpt.* start "):
+            fit(tiny(epochs=3), splits, run, device="cpu", log=silent)
+
+
+def test_03_counts_the_epochs_that_it_trains_itself(splits: Splits, tmp_path: Path) -> None:
+    recipe = tiny(epochs=2)
+    whole = fit(recipe, splits, Run.create(tmp_path / "whole"), device="cpu", log=silent)
+    run = fit(recipe, splits, Run.create(tmp_path / "run"), device="cpu", log=silent, stop_after=1)
+    # A process that is killed between the files of an epoch's end leaves its row.
+    run.file("history.csv").write_bytes(whole.file("history.csv").read_bytes())
+    code = [cell.source for cell in nbformat.read(NOTEBOOKS / "03_train.ipynb", 4).cells if cell.cell_type == "code"]
+    at = next(index for index, source in enumerate(code) if "before = " in source)
+    told: list[str] = []
+    names = {
+        **{"P": {"processes": 1, "device": "cpu", "resume": "auto"}, "config": recipe, "splits": splits},
+        **{"checkpoint": checkpoint, "fit": functools.partial(fit, log=silent), "in_epochs": recipes.in_epochs},
+        **{"this_run": run, "Markdown": str, "display": told.append, "show": lambda *_, **__: None},
+    }
+    for _ in range(2):
+        for source in code[at : at + 2]:
+            exec(compile(source, "03_train.ipynb", "exec"), names)
+    assert re.fullmatch(r"Trained: 1 epoch, .* images/s\. The run had 1 epoch before, which it keeps\.", told[0])
+    assert told[1] == "**This run was trained already**, with 2 epochs: what it holds is shown."
 
 
 def test_a_resumed_training_needs_no_imagenet_weights(
@@ -426,6 +461,29 @@ def test_class_weights_are_inverse_frequencies() -> None:
     weights = training.class_weights(tiny(balance="loss"), targets)
     assert weights[0] * 6 == pytest.approx(weights[3] * 2) == pytest.approx(8 / 7)
     assert training.class_weights(tiny(), targets).tolist() == [1.0] * 7
+
+
+def test_the_weighted_loss_of_cut_and_mixed_faces_is_their_mean(splits: Splits, tmp_path: Path) -> None:
+    recipe = tiny(epochs=1, batch_size=1000, balance="loss", cutmix=1.0, precision="float64", dropout=0.0, ema=0.0)
+    run = fit(recipe, splits, Run.create(tmp_path / "run"), device="cpu", log=silent)
+    state = training.make_state(recipe, torch.device("cpu"), "float64")
+    train = splits.train
+    targets, images = torch.from_numpy(train.targets), torch.from_numpy(train.images)
+    weights = torch.tensor(training.class_weights(recipe, train.targets))
+    how, plan = Preprocessing.of(recipe, train), training.Epoch.plan(recipe, targets, 0)
+    seen = training.make_batch(plan, (0, len(train)), images, targets, weights.float(), how, training.Ranks())
+    assert seen.others is not None
+    assert seen.share is not None
+    with torch.no_grad():
+        told = torch.log_softmax(state.model(seen.inputs.double()), 1)
+    # By the definition of a weighted mean: a face is so much of the one emotion and so much of the other.
+    loss, weight, smoothing = 0.0, 0.0, recipe.label_smoothing
+    for row, *emotions, share in zip(told, seen.targets, seen.others, seen.share.double(), strict=True):
+        for emotion, part in zip(emotions, (share, 1 - share), strict=True):
+            smooth = -(row * weights).mean()
+            loss += float(part * ((1 - smoothing) * weights[emotion] * -row[emotion] + smoothing * smooth))
+            weight += float(part * weights[emotion])
+    assert run.history()["train_loss"][0] == pytest.approx(loss / weight, rel=1e-6)
 
 
 def test_sam_steps_along_the_gradient_uphill(splits: Splits, tmp_path: Path) -> None:
@@ -878,6 +936,7 @@ def test_unlabelled_training_faces_are_refused(splits: Splits, tmp_path: Path) -
         (["--set", "teacher=accurate"], "--unpack NAME RUN` makes a run of a model in the box"),
         (["--resume", "true", "--out", "RUN"], "no run at"),
         (["--resume", "true"], "name its run"),
+        (["--set", "width=0.125", "stem=imagenet", "image_size=32", "batch_size=1"], "set batch_size to at least 2"),
     ],
 )
 def test_the_command_line_tells_mistakes_with_code_2_and_makes_no_run(
@@ -901,12 +960,55 @@ def test_the_command_line_tells_mistakes_with_code_2_and_makes_no_run(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_help_tells_every_default(capfd: pytest.CaptureFixture[str]) -> None:
+    training.main(["--help"])
+    options = [option.split() for option in capfd.readouterr().out.split("\n  --")[1:]]
+    assert {"device", "resume", "on-bad"} < {option[0] for option in options}
+    assert all("(default:" in option for option in options if option[0] != "set")
+
+
 def test_no_processes_are_refused(tmp_path: Path) -> None:
     for processes in (0, -1):
         with pytest.raises(TrainingError, match=f"expected at least 1, got {processes}"):
             training.check(tiny(), device="cpu", processes=processes)
         with pytest.raises(TrainingError, match=f"expected at least 1, got {processes}"):
             next(training.launch(tiny(), "synthetic:200", Run.create(tmp_path / "run"), processes))
+
+
+def test_a_batch_too_small_for_batch_norm_is_told(tmp_path: Path) -> None:
+    small, large = tiny(image_size=32, batch_size=1), tiny(image_size=48, batch_size=1)
+    for recipe, processes in (
+        (small, 1),
+        (large.model_copy(update={"progressive": 32}), 1),
+        (tiny(image_size=32, batch_size=3), 2),
+    ):
+        with pytest.raises(TrainingError, match=f"batch_size {recipe.batch_size} .* at least {2 * processes}$"):
+            training.check(recipe, device="cpu", processes=processes)
+    # Others can.
+    frozen = {"train_layers": ["fc"], "freeze_batch_norm": True}
+    for recipe in (large, tiny(image_size=32, batch_size=2), tiny(image_size=32, batch_size=1, **frozen)):
+        training.check(recipe, device="cpu")
+    fit(
+        large.model_copy(update={"epochs": 1}),
+        synthetic.generate(100),
+        Run.create(tmp_path / "run"),
+        device="cpu",
+        log=silent,
+    )
+
+
+def test_a_network_that_cannot_be_compiled_is_told(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiled(network: torch.nn.Module) -> None:
+        def fails(_: torch.Tensor) -> None:
+            raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+        network.forward = fails
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+    with pytest.raises(TrainingError, match=r"failed \(InvalidCxx.* found\): set compile to false, or install what"):
+        fit(tiny(compile=True), splits, Run.create(tmp_path / "run"), device="cpu", log=silent)
 
 
 # -- several processes ------------------------------------------------------------------------------------------------
@@ -1113,3 +1215,98 @@ def test_cuda_takes_a_teacher_from_a_cpu(splits: Splits, tmp_path: Path) -> None
         assert math.isfinite(run.history()["train_loss"].iloc[-1])
         # What was trained on CUDA opens on a CPU.
         assert checkpoint.load_model(run, "best", torch.device("cpu")).model is not None
+
+
+# -- what a step and an epoch are made of -----------------------------------------------------------------------------
+
+PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "ema": 0.0}
+PLAIN |= {"schedule": "constant", "dropout": 0.0, "augment": {}, "label_smoothing": 0.0, "precision": "float64"}
+PLAIN |= {"clip_norm": "none", "epochs": 1}
+
+
+def test_gradients_are_clipped_and_layers_have_their_own_rates(splits: Splits, tmp_path: Path) -> None:
+    def change(**fields: Any) -> dict[str, torch.Tensor]:
+        """By how much one step over all faces changes each parameter: minus its gradient, at a rate of 1."""
+        recipe = tiny(**PLAIN | fields, lr=1.0, batch_size=1000)
+        before = training.make_state(recipe, torch.device("cpu"), "float64").model.named_parameters()
+        run = fit(recipe, splits, Run.create(tmp_path / str(fields)), device="cpu", log=silent)
+        after = weights_of(run)
+        return {name: after[name] - value.detach() for name, value in before}
+
+    free = change()
+    norm = float(torch.cat([value.flatten() for value in free.values()]).norm())
+    largest = max(float(value.abs().max()) for value in free.values())
+    by_norm, by_value = change(clip_norm=norm / 4), change(clip_value=largest / 4)
+    slower = change(layer_lr={"fc": 0.5})
+    for name, value in free.items():
+        torch.testing.assert_close(by_norm[name], value / 4, rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(by_value[name], value.clamp(-largest / 4, largest / 4), rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(slower[name], value * (0.5 if name.startswith("fc") else 1), rtol=1e-6, atol=1e-9)
+
+
+def test_the_history_is_of_all_faces_of_an_epoch(splits: Splits, tmp_path: Path) -> None:
+    # A rate too small to change the weights, and a last batch that is smaller than the first.
+    recipe = tiny(**PLAIN | {"balance": "loss"}, lr=1e-12, batch_size=200)
+    run = fit(recipe, splits, Run.create(tmp_path / "run"), device="cpu", log=silent)
+    train = splits.train
+    targets, weights = torch.from_numpy(train.targets), torch.tensor(training.class_weights(recipe, train.targets))
+    inputs = Preprocessing.of(recipe, train)(torch.from_numpy(train.images)).double()
+    model = training.make_state(recipe, torch.device("cpu"), "float64").model.train()
+    order = training.Epoch.plan(recipe, targets, 0).order
+    with torch.no_grad():
+        logits = torch.cat([model(inputs[order[:200]]), model(inputs[order[200:]])])
+    loss = torch.nn.functional.cross_entropy(logits, targets[order], weight=weights.double())
+    row = run.history().iloc[0]
+    assert row["train_loss"] == pytest.approx(float(loss), rel=1e-6)
+    assert row["train_accuracy"] == pytest.approx(float((logits.argmax(1) == targets[order]).double().mean()))
+
+
+def test_the_average_is_what_is_scored_and_kept(splits: Splits, tmp_path: Path) -> None:
+    recipe = tiny(epochs=1, ema=0.9, precision="float32")
+    run = fit(recipe, splits, Run.create(tmp_path / "run"), device="cpu", log=silent)
+    best, last = checkpoint.load_model(run), checkpoint.load(run.file("last.ckpt"))
+    for name, value in best.model.state_dict().items():
+        assert torch.equal(value, last["averaged"][name]), name
+    assert not torch.equal(last["averaged"]["fc.1.weight"], last["model"]["fc.1.weight"])
+    answers = predict(best.model, best.preprocessing, splits.val.images, device=torch.device("cpu"))
+    assert run.history()["val_loss"][0] == pytest.approx(metrics.nll(answers, splits.val.targets), rel=1e-5)
+
+
+def test_a_face_and_its_partner_are_changed_each_by_its_own_draw(splits: Splits) -> None:
+    recipe = tiny(mixup=0.4, augment={"rotation": 20})
+    images, targets = torch.from_numpy(splits.train.images), torch.from_numpy(splits.train.targets)
+    plan, how = training.Epoch.plan(recipe, targets, 0), Preprocessing(48, 1, (0.5,), (0.5,))
+    assert plan.partner is not None
+    batch = training.make_batch(plan, (10, 30), images, targets, torch.ones(7), how, training.Ranks(1, 2))
+    changed = how.normalize(augment(images[plan.order], plan.draws, 48))
+    mine = torch.arange(11, 30, 2)
+    partners, share = plan.partner.partner[mine], plan.partner.lam[mine]
+    assert torch.equal(batch.faces, plan.order[mine])
+    assert torch.equal(batch.targets, targets[plan.order[mine]])
+    assert batch.others is not None
+    assert torch.equal(batch.others, targets[plan.order[partners]])
+    torch.testing.assert_close(batch.share, share)
+    torch.testing.assert_close(batch.inputs, torch.lerp(changed[partners], changed[mine], share[:, None, None, None]))
+    assert float(batch.total_weight) == pytest.approx(20)  # of both processes' faces
+
+
+def test_balanced_sampling_shows_every_emotion_equally_often(splits: Splits) -> None:
+    targets = torch.from_numpy(splits.train.targets)
+    seen = targets[training.Epoch.plan(tiny(balance="sampling"), targets, 0).order].bincount(minlength=7)
+    assert int(seen.max() - seen.min()) <= 1
+    assert sorted(training.Epoch.plan(tiny(), targets, 0).order.tolist()) == list(range(len(targets)))
+
+
+def test_copies_are_left_out_before_fewer_faces_are_drawn(splits: Splits) -> None:
+    twice = Faces.concatenate([splits.train, splits.train]).sorted()
+    kept = training.training_faces(tiny(dedupe="exact"), twice)
+    assert sorted(set(kept.digests)) == kept.digests.tolist()
+    assert len(training.training_faces(tiny(), twice)) == len(twice)
+    fewer = training.training_faces(tiny(dedupe="exact", train_faces=60), twice)
+    assert abs(len(fewer) - 60) <= 3  # half a face of each emotion
+    assert set(fewer.digests) < set(kept.digests)
+
+
+def test_cosine_rises_in_equal_steps_from_the_first() -> None:
+    rates = training.learning_rates(tiny(epochs=5, lr=1.0, schedule="cosine", warmup=0.2), 20)
+    np.testing.assert_allclose(rates[:21], np.arange(1, 22) / 21)
