@@ -377,6 +377,8 @@ def card(name: str, model: Boxed) -> str:
         rates = test["per_class"][emotion]
         lines.append(f"| {emotion} | {rates['support']:,} | {rate(rates['recall'])} | {rate(rates['precision'])} |")
     faces = ", ".join(f"{count:,} {part}" for part, count in model.data["faces"].items())
+    held, drawn = model.data["faces"]["train"], recipe.get("train_faces")
+    some = f" It learned from about {drawn:,} of the {held:,} training faces." if drawn and drawn < held else ""
     parts = model.training.get("parts", [])
     trained = [_trained(recipe, model.training)]
     if parts:
@@ -400,7 +402,7 @@ def card(name: str, model: Boxed) -> str:
         "## Training",
         "",
         f"- Data: {model.data['source']}, {faces}; {model.data['rule'].rstrip('.')}. "
-        f"Fingerprint `{model.data['fingerprint']}`.",
+        f"Fingerprint `{model.data['fingerprint']}`.{some}",
         *(f"- {line}" for line in trained),
         "",
         "```",

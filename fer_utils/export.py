@@ -608,7 +608,7 @@ def export(
             the files are compared on.
         out: directory of the files; None is ``export/`` in the run.
         formats: any of ``FORMATS``; ``int8`` brings ``onnx`` along, which it is made from.
-        log: takes a line for each file.
+        log: takes a line on the temperature, and one for each file.
 
     Raises:
         ExportError: an unknown format, other faces or another cut of them than the training's, a missing package, a
@@ -637,6 +637,9 @@ def export(
             f"{target} cannot be written to ({error.strerror}): name another directory for the files"
         ) from None
     engine = of_run(run)
+    temperature = engine.description.temperature
+    unfitted = ": none was fitted; 04_evaluate fits one, where there are validation faces"
+    log(f"temperature {temperature:.3f}{', fitted on validation faces' if temperature != 1 else unfitted}")
     held_out = splits[splits.evaluation_part()] if len(splits[splits.evaluation_part()]) else splits.train
     faces = held_out.images[_chosen(len(held_out), CHECKED)]
     made = []
@@ -743,7 +746,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "run", nargs="?", help="the run: its directory or its name under outputs/; by default the newest"
     )
     parser.add_argument("--out", type=Path, help="directory of the files; by default export/ in the run")
-    parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=FORMATS, help="what to write")
+    parser.add_argument(
+        "--formats", nargs="+", default=list(FORMATS), choices=FORMATS, help="what to write; by default all"
+    )
     parser.add_argument("--data", help="the faces of the training; by default where the run says that they were")
     given = parser.parse_args(arguments)
 

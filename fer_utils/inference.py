@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
+import io
 import itertools
 import json
 import os
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -79,13 +82,13 @@ class Prediction:
 
     @property
     def message(self) -> str:
-        """The answer in a line of text."""
+        """The answer in a line of text; line breaks and control characters of its name are written out."""
         if self.error is not None:
-            return f"{self.source}: error: {self.error}"
+            return _in_a_line(f"{self.source}: error: {self.error}")
         if self.label is None:
-            return f"{self.source}: no face found"
+            return _in_a_line(f"{self.source}: no face found")
         told = [f"{face.label} {face.probabilities[face.label]:.0%}" for face in self.faces]
-        return f"{self.source}: {', '.join(told)}" + (f" ({len(told)} faces)" if len(told) > 1 else "")
+        return _in_a_line(f"{self.source}: {', '.join(told)}" + (f" ({len(told)} faces)" if len(told) > 1 else ""))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -100,6 +103,14 @@ class Prediction:
             "size": None if self.size is None else {"width": self.size[0], "height": self.size[1]},
             "error": self.error,
         }
+
+
+def _in_a_line(text: str) -> str:
+    """Write out what would break the line, or that a terminal takes for a command: a file's name may hold either."""
+    return "".join(
+        ascii(char)[1:-1] if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char  # control, line, paragraph
+        for char in text
+    )
 
 
 # -- the classifier ---------------------------------------------------------------------------------------------------
@@ -214,7 +225,9 @@ class Classifier:
         return made
 
     def probabilities(self, faces: Grey) -> npt.NDArray[np.float64]:
-        """Return float64 (N, 7), calibrated, rows summing to 1, for faces uint8 (N, 48, 48).
+        """Return float64 (N, 7), rows summing to 1, for faces uint8 (N, 48, 48).
+
+        They are calibrated where a temperature was fitted: of a run, by its evaluation.
 
         Raises:
             InputError: another type or shape.
@@ -377,8 +390,10 @@ def write_answers(table: pd.DataFrame, folder: Path) -> None:
 
     with replacing(folder / "predictions.parquet") as aside:
         table.to_parquet(aside, index=False)
+    # Python quotes a text with the line's end that it writes, "\n"; readers take "\r" for one as well.
+    returns = table[["source", "error"]].apply(lambda texts: texts.str.contains("\r", regex=False)).any(axis=None)
     with replacing(folder / "predictions.csv") as aside:
-        table.to_csv(aside, index=False)
+        table.to_csv(aside, index=False, quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL)
     with replacing(folder / "test_prediction.npy") as aside:
         np.save(aside, to_challenge_numbers(table))
 
@@ -405,14 +420,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="a model in the box, a run, or a .safetensors or .onnx file; by default the box's. A name that both the "
         "box and outputs/ have means the box's: give outputs/NAME for the run",
     )
-    parser.add_argument("--detect", choices=sorted(_DETECT), default="auto", help="search pictures for faces")
-    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument(
+        "--detect",
+        choices=sorted(_DETECT),
+        default="auto",
+        help="search pictures for faces: yes, no (each is a face), or by default auto (small square ones are faces)",
+    )
+    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda, cuda:N or mps; by default cpu")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the answers there as tables, too")
     given = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names need not fit the encoding of whatever takes the answers, as on Windows that of a file.
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not any(_is_there(name) for name in given.inputs):
         # Nothing to load a model for.
         for item in pictures(given.inputs):
-            print(f"{item.source}: error: {item.picture}", file=sys.stderr)
+            print(_in_a_line(f"{item.source}: error: {item.picture}"), file=sys.stderr)
         return 2
     made: list[Path] = []
     if given.out is not None:
@@ -489,7 +512,8 @@ def _answer_all(given: argparse.Namespace) -> int:
             bar.update()
             failed += prediction.error is not None
             if given.json:
-                print(json.dumps(prediction.to_dict(), ensure_ascii=False))
+                # In ASCII: JSON's own escapes are read whatever the encoding.
+                print(json.dumps(prediction.to_dict(), allow_nan=False))
             else:
                 print(prediction.message, file=sys.stdout if prediction.error is None else sys.stderr)
             yield prediction

@@ -75,7 +75,7 @@ class Preprocessing:
         # would cost more than all the arithmetic here.
         return (images - mean).div_(std)
 
-    def __call__(self, images: Tensor, size: int | None = None) -> Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         """Return network input (B, channels, S, S) float32 from uint8 faces (B, H, W) or (B, 1, H, W).
 
         Faces of another size than the input are resized bilinearly, with antialiasing when they shrink.
@@ -84,9 +84,8 @@ class Preprocessing:
             raise TypeError(f"faces must be uint8, not {images.dtype}")
         faces = images if images.dim() == 4 else images.unsqueeze(1)
         scaled = faces.to(torch.float32) / 255
-        side = size or self.size
-        if scaled.shape[-2:] != (side, side):
-            scaled = functional.interpolate(scaled, (side, side), mode="bilinear", antialias=side < scaled.shape[-1])
+        if scaled.shape[-2:] != (self.size, self.size):
+            scaled = functional.interpolate(scaled, (self.size, self.size), mode="bilinear", antialias=self.size < scaled.shape[-1])
         return self.normalize(scaled)
 
     def to_dict(self) -> dict[str, Any]:

@@ -62,7 +62,7 @@ _SENTENCES: Final = {
     "confusion_matrix": "Rows are labels, columns predictions; the diagonal is right.",
     "per_class": "The whiskers are 95% intervals: the fewer faces an emotion has, the less is known of it.",
     "precision_recall": "Each emotion against all others, from the surest prediction to the last.",
-    "prediction_samples": "Drawn at random, neither the best nor the worst.",
+    "prediction_samples": "Drawn at random, neither the best nor the worst; probabilities before any temperature.",
     "confident_mistakes": "Each above the training face whose pixels correlate with it most, mirrored or not.",
     "suspect_labels": "Found by confident learning (Northcutt et al. 2021). They stay in every score.",
     "attention": "Of each label the surest right prediction and the surest wrong one; bright is what speaks for it.",
@@ -183,7 +183,9 @@ class _About:
         seconds = float(self.history["total_seconds"].iloc[-1])
         if seconds >= 5400:
             return f"{seconds / 3600:.1f} hours"
-        return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
+        if seconds >= 90:
+            return f"{seconds / 60:.0f} minutes"
+        return "1 second" if round(seconds) == 1 else f"{seconds:.0f} seconds"
 
     def machine(self) -> str:
         device = self.env["device"]
@@ -335,6 +337,7 @@ main { max-width: 62rem; margin: 0 auto; padding: 1.2rem 1rem 3rem; }
 h1 { font-size: 1.65rem; line-height: 1.2; margin: .2rem 0 .3rem; }
 h2 { font-size: 1.25rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
 h3 { font-size: .8rem; margin: 0 0 .35rem; color: var(--muted); text-transform: uppercase; letter-spacing: .05em; }
+h1, p, li { overflow-wrap: anywhere; }
 p { margin: .35rem 0; }
 .lead { font-size: 1.05rem; }
 .banner { background: #fff3cd; border-left: 5px solid #e0a800; padding: .55rem .8rem; margin: .8rem 0; }
@@ -440,7 +443,9 @@ def _kept(about: _About) -> str:
     name = about.found.headline_set
     if name is None:
         return ""
-    curve = metrics.coverage(about.found.probabilities(name), about.found.targets(name))
+    # As sure as those are told who ask it.
+    scaled = "none" in about.found.metrics["temperature"]
+    curve = metrics.coverage(about.found.probabilities(name, scaled=scaled), about.found.targets(name))
     half = curve.iloc[int((curve["coverage"] - 0.5).abs().to_numpy().argmin())]
     told = f"On the half of the faces that it is surer of, it is right {half['accuracy']:.1%} of the time."
     return f'<p class="small">{told}</p>'
@@ -495,7 +500,9 @@ def _caption(about: _About, name: str) -> str:
     if held is not None and name == "reliability":
         return about.calibration()
     if name == "coverage":
-        return "A program may leave the faces that the network is least sure of to a person."
+        told = "A program may leave the faces that the network is least sure of to a person."
+        scaled = "none" in about.found.metrics["temperature"]
+        return told + (" How sure is told at the temperature, as 05 and exported files tell it." if scaled else "")
     return _SENTENCES.get(name, name.replace("_", " ").capitalize() + ".")
 
 

@@ -105,6 +105,12 @@ def test_conflicts_come_with_their_faces(hand_made: Audit) -> None:
     assert list(d.names) == ["train5", "test1"]
 
 
+def test_the_largest_conflict_comes_first() -> None:
+    a, b = photographs(2)
+    found = audit(splits(faces(np.stack([a, a, b, b, b]), [SAD, HAPPY, SAD, FEAR, SAD])))
+    assert [list(conflict.names) for conflict in found.conflicts()] == [["f2", "f3", "f4"], ["f0", "f1"]]
+
+
 def test_faces_without_a_label_conflict_with_none() -> None:
     a, b = photographs(2)
     found = audit(splits(faces(np.stack([a, b]), [HAPPY, SAD]), test=faces(np.stack([a, b, a]), [-1, -1, -1])))
@@ -489,3 +495,20 @@ def test_the_audit_of_the_real_faces_agrees_with_an_independent_count(real_data:
         # The near copies were looked at when the thresholds were chosen; a change of the method must be looked at, too.
         assert 3450 <= counts["near_pairs"] <= 3550
         assert counts["nearly_blank"] == 21
+
+
+def test_near_copies_are_found_beyond_the_first_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Enough pictures for hashes to be compared; the last three are copies of three in different blocks.
+    pictures = photographs(150, margin=1)
+    images = np.concatenate([pictures[:, 1:-1, 1:-1], pictures[[3, 70, 140], 2:, 1:-1]])
+    monkeypatch.setattr(audits, "_BLOCK", 32)
+    found = near_copies(images)
+    assert list(zip(found.left.tolist(), found.right.tolist(), strict=True)) == [(3, 150), (70, 151), (140, 152)]
+
+
+def test_pictures_with_next_to_no_detail_are_like_none() -> None:
+    # What compression leaves of two uniform pictures may be the same to the pixel.
+    blank = np.full((2, 48, 48), 90, np.uint8)
+    blank[1] += 60
+    blank[:, 18:24, 20:30] += 1
+    assert len(near_copies(blank)) == 0

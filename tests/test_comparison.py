@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,12 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from fer_utils import comparison, evaluation
+from fer_utils import comparison, evaluation, models
 from fer_utils import recipe as recipes
 from fer_utils.comparison import Entry
-from fer_utils.evaluation import EvaluationError
+from fer_utils.evaluation import Evaluation, EvaluationError
 from fer_utils.faces import Splits
+from fer_utils.files import ROOT
 from fer_utils.models import ModelError
 from fer_utils.plots import comparison as plots
 from fer_utils.recipe import Recipe, RecipeError
@@ -244,4 +247,78 @@ def test_figures_show_every_system(entries: list[Entry], synthetic_splits: Split
     )
     texts = "".join(text.get_text() for text in grid.axes[0].texts)
     assert texts.count("✓") == texts.count("✗") == 3
-    assert "A a, B b (drawn)" in grid.get_suptitle()
+    assert grid.get_suptitle() == "One right, one wrong (drawn)\nA: a\nB: b"
+    # Variants differ at the end of a label.
+    long = [f"a_name_of_somebody_s_own_that_fills_the_line (weights none, train_faces 200, epochs {n})" for n in (2, 3)]
+    grid = plots.disagreement(faces.images, faces.targets, faces.targets, (faces.targets + 1) % 7, (long[0], long[1]))
+    assert all(label in grid.get_suptitle().replace("\n", " ") for label in long)
+    grid.draw_without_rendering()
+    title = grid._suptitle.get_window_extent()  # type: ignore[attr-defined]
+    assert 0 <= title.x0 <= title.x1 <= grid.bbox.width
+    assert title.y0 >= grid.axes[0].get_tightbbox().y1  # type: ignore[union-attr]
+
+
+def test_one_epoch_is_not_told_in_fractions(entries: list[Entry]) -> None:
+    axes = plots.learning_curves({entry.label: entry.histories() for entry in entries}).axes[0]
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
+
+
+def test_06_says_so_where_two_systems_are_right_on_the_same_faces(
+    entries: list[Entry], synthetic_splits: Splits
+) -> None:
+    cells = json.loads((ROOT / "notebooks" / "06_compare.ipynb").read_text(encoding="utf-8"))["cells"]
+    (source,) = ["".join(cell["source"]) for cell in cells if "plots.disagreement(" in "".join(cell["source"])]
+    for pair, drawn in ((entries, True), ([entries[0], entries[0]], False)):
+        shown: list[Any] = []
+        scope = {"entries": pair, "part": "test", "splits": synthetic_splits, "comparison": comparison, "np": np}
+        scope |= {"plots": plots, "display": shown.append, "Markdown": str}
+        exec(source, scope)
+        assert len(shown) == 1
+        assert (scope["figure_disagreement"] is not None) == drawn
+        assert drawn or shown[0].endswith("are right on the same faces.")
+
+
+def saying(found: Evaluation, said: np.ndarray) -> Evaluation:
+    """An evaluation of the same faces whose network said this of those of the test part."""
+    table = found.predictions.copy()
+    table.loc[table["split"] == "test", evaluation.columns()] = np.eye(7)[said]
+    return Evaluation(table, {**found.metrics, **evaluation.measure(table, draws=10)})
+
+
+def test_seeds_that_differ_are_averaged_and_pairs_tested(entries: list[Entry]) -> None:
+    first = entries[0].evaluations[0]
+    targets = first.targets("test")
+    happy, sad = 3, 5
+    right, same = saying(first, targets), saying(first, np.full(len(targets), happy))
+    a = dataclasses.replace(entries[0], evaluations=(right, same))
+    recalls = comparison.recalls([a], "test").loc[a.label]
+    assert recalls.tolist() == [1.0 if emotion == happy else 0.5 for emotion in range(7)]
+    # Five faces that the other one alone gets wrong: of a fair coin, five times the same side.
+    wrong = targets.copy()
+    wrong[np.flatnonzero(targets == happy)[:5]] = sad
+    b = dataclasses.replace(entries[1], evaluations=(saying(first, wrong),))
+    pair = comparison.paired([a, b], "test").iloc[0]
+    assert pair["exact p"] == pytest.approx(2 / 2**5)
+    assert pair["McNemar mid-p"] == pytest.approx(1 / 2**5)
+
+
+def test_the_table_sums_up_the_histories_of_all_seeds(
+    runs: list[Run], synthetic_splits: Splits, tmp_path: Path
+) -> None:
+    told = {0: [(0.5, 60), (0.6, 60), (0.7, 600)], 1: [(0.5, 60), (0.6, 60)], 2: [(0.9, 60)]}
+    copies = []
+    for number, rows in told.items():
+        copy = Run.open(shutil.copytree(runs[number].path, tmp_path / str(number)))
+        lines = [f"{i},{value},1,{took},{60 * (number + i)}" for i, (value, took) in enumerate(rows, start=1)]
+        header = "epoch,val_accuracy,images_per_second,train_seconds,total_seconds"
+        copy.file("history.csv").write_text("\n".join([header, *lines]))
+        copies.append(copy)
+    assert [run.recipe.name for run in copies] == ["custom_cnn", "custom_cnn", "one_cycle"]
+    found = comparison.gather(copies[::-1], synthetic_splits)
+    # However good it is, what lacks its weights comes last.
+    assert [entry.recipe.name for entry in found] == ["custom_cnn", "one_cycle"]
+    row = comparison.table(found, "test").iloc[0]
+    assert (row["epochs"], row["min/epoch"], row["min to 60%"]) == (3, 1, 2.5)
+    recipe = found[0].recipe
+    assert row["GMAC"] == models.multiply_adds(models.build(recipe), recipe.channels, 32) / 1e9

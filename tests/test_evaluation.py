@@ -542,3 +542,28 @@ def test_a_blank_face_is_like_nothing(splits: Splits) -> None:
     assert alike[0] == 0
     with pytest.raises(EvaluationError, match="no faces"):
         evaluation.nearest_faces(splits.train.images[:1], splits.train.images[:0])
+
+
+def test_each_view_has_its_own_temperature_and_comparison(found: Evaluation) -> None:
+    targets = found.targets("val")
+    for view in found.views:
+        expected = metrics.fit_temperature(found.probabilities("val", view), targets)
+        assert found.metrics["temperature"][view] == pytest.approx(expected, rel=1e-9)
+        scaled = metrics.scale(found.probabilities("test", view), expected)
+        told = found.metrics["scores"]["test"][view]["scaled"]["ece_if_calibrated"]
+        assert told == pytest.approx(metrics.ece_if_calibrated(scaled))
+    table = found.predictions.copy()
+    table[columns("flip")] = np.roll(table[columns("flip")].to_numpy(), 1, axis=1)
+    other = Evaluation(table, found.metrics)
+    assert evaluation.compare(found, other, "test").difference.value == 0
+    result = evaluation.compare(found, other, "test", "flip")
+    ours, theirs = (metrics.accuracy(one.probabilities("test", "flip"), one.targets("test")) for one in (found, other))
+    assert (result.accuracy_a, result.accuracy_b) == pytest.approx((ours, theirs))
+
+
+def test_the_nearest_face_may_be_far_down_a_large_gallery() -> None:
+    gallery = np.random.default_rng(0).integers(0, 256, (4_100, 48, 48), dtype=np.uint8)
+    queries = gallery[[4_098, 7]][:, :, ::-1]
+    index, alike = evaluation.nearest_faces(queries, gallery)
+    assert index.tolist() == [4_098, 7]
+    assert alike == pytest.approx([1, 1], abs=1e-5)

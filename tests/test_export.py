@@ -166,6 +166,22 @@ def test_torch_export_computes_the_same_elsewhere(folder: Path, run: Run, synthe
     assert np.allclose(program(torch.from_numpy(faces.copy())).numpy(), expected(run, faces), atol=1e-5)
 
 
+def test_an_export_tells_whether_a_temperature_was_fitted(run: Run, synthetic_splits: Splits, tmp_path: Path) -> None:
+    other = Run.create(tmp_path / "not evaluated")
+    for name in ("best.ckpt", "recipe.yaml", "env.json"):
+        shutil.copy(run.file(name), other.path)
+    for each, told in ((run, "temperature 1.700, fitted on validation faces"), (other, "temperature 1.000: none was")):
+        lines: list[str] = []
+        export.export(each, synthetic_splits, tmp_path / "out", formats=["safetensors"], log=lines.append)
+        assert lines[0].startswith(told)
+
+
+def test_help_tells_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        export.main(["--help"])
+    assert "what to write; by default all" in " ".join(capsys.readouterr().out.split())
+
+
 def test_what_was_written_is_listed(folder: Path) -> None:
     listed = json.loads((folder / "exports.json").read_text())["files"]
     assert [item["file"] for item in listed] == list(export.FILES.values())
@@ -380,6 +396,15 @@ def test_the_card_says_what_matters(filled: Path, run: Run) -> None:
         "python -m fer_utils.box --check fast",
     ):
         assert text in card, text
+
+
+def test_the_card_tells_that_only_some_of_the_training_faces_were_learned_from(filled: Path) -> None:
+    _, model = box.entry("fast", filled)
+    for train_faces, told in ((None, ""), (10**6, ""), (100, " It learned from about 100 of the ")):
+        recipe = {**model.training["recipe"], "train_faces": train_faces}
+        card = box.card("fast", replace(model, training={**model.training, "recipe": recipe}))
+        assert f"`{model.data['fingerprint']}`.{told}" in card
+        assert ("It learned from" in card) == bool(told)
 
 
 def test_the_card_tells_what_chose_the_epoch(filled: Path) -> None:

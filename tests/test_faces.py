@@ -173,6 +173,12 @@ def test_copies_put_the_share_off_by_less_than_their_number(rows: Rows, fraction
         assert abs(part.counts()[target] - fraction * len(mine)) <= max(largest, 0.5)
 
 
+def test_groups_of_copies_are_taken_while_they_fit() -> None:
+    # Five groups of four for each emotion: ten of twenty faces are wanted, and a third group would be two too many.
+    whole = faces([(10 * target + i // 4, target) for target in range(7) for i in range(20)])
+    assert cut(whole, 0.5, 0)[1].counts().tolist() == [8] * 7
+
+
 def test_seeds_cut_differently() -> None:
     whole = faces([(i, i % 7) for i in range(140)])
     parts = {tuple(cut(whole, 0.2, seed)[1].names) for seed in range(5)}

@@ -31,6 +31,7 @@ from fer_utils.faces import Splits
 from fer_utils.files import ROOT, sha256
 from fer_utils.inference import Classifier, Prediction
 from fer_utils.pictures import InputError
+from fer_utils.plots import inference as inference_plots
 from fer_utils.preprocessing import Preprocessing
 from fer_utils.recipe import Recipe
 from fer_utils.runs import Run
@@ -557,6 +558,28 @@ def test_several_faces_the_largest_first(classifier: Classifier) -> None:
     assert "2 faces" in answer.message
 
 
+def test_threads_find_the_faces_of_their_own_pictures() -> None:
+    grey = detection.to_grey(Image.fromarray(ASTRONAUT))
+    scenes = [grey, np.ascontiguousarray(np.tile(grey, (2, 2))[:700, :900])]
+    alone = [detection.find_faces(scene) for scene in scenes]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda index: detection.find_faces(scenes[index % 2]), range(40)))
+    assert together == alone * 20
+
+
+def test_05_shows_the_emotions_of_one_photo_with_several_faces(classifier: Classifier) -> None:
+    answer = one(classifier, np.concatenate([ASTRONAUT, ASTRONAUT[:, ::-1]], axis=1))
+    found = len(answer.faces)
+    assert found > 1
+    cells = json.loads((ROOT / "notebooks" / "05_predict.ipynb").read_text(encoding="utf-8"))["cells"]
+    (source,) = ["".join(cell["source"]) for cell in cells if "plots.gallery(" in "".join(cell["source"])]
+    shown: list[object] = []
+    scope = {"kept": [answer], "table": inference.to_table([answer]), "found": found, "note": ""}
+    scope |= {"plots": inference_plots}
+    exec(source, scope | {"show": lambda name, _: shown.append(name), "display": shown.append, "Markdown": str})
+    assert shown == ["emotions"]
+
+
 def test_the_light_of_a_photo_hardly_matters() -> None:
     grey = detection.to_grey(Image.fromarray(ASTRONAUT))
     box, *_ = detection.find_faces(grey)
@@ -720,6 +743,59 @@ def test_the_command_answers_good_and_bad(run: Run, tmp_path: Path) -> None:
     assert "not an image" in bad["error"]
     assert len(pd.read_parquet(tmp_path / "out" / "predictions.parquet")) == 2
     assert "Traceback" not in done.stderr
+
+
+def test_an_answer_is_a_line_whatever_the_name_of_its_picture(
+    run: Run, face: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["a\nb.png", "c\rd.png", "e\x1b[31mf.png", "g\u2028h.png", "\u7167\U0001f600.png"]
+    (tmp_path / "in").mkdir()
+    for name in names:
+        Image.fromarray(face).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "z\nz.png").write_text("no picture")
+    given = [str(tmp_path / "in"), "--model", str(run.path), "--out", str(tmp_path / "out")]
+    assert inference.main(given) == 1
+    told = capsys.readouterr()
+    lines = told.out.splitlines()
+    # In a line too what a terminal would take for a command.
+    assert [Path(line.partition(": ")[0]).name for line in lines] == [
+        *("a\\nb.png", "c\\rd.png", "e\\x1b[31mf.png", "g\\u2028h.png", names[-1])
+    ]
+    assert told.err.splitlines()[-1].startswith(f"{tmp_path}/in/z\\nz.png: error: ")
+    sources = [str(tmp_path / "in" / name) for name in [*names[:4], "z\nz.png", names[4]]]
+    # What programs read has the names as they are.
+    assert pd.read_parquet(tmp_path / "out" / "predictions.parquet")["source"].tolist() == sources
+    assert pd.read_csv(tmp_path / "out" / "predictions.csv")["source"].tolist() == sources
+    inference.main([*given[:3], "--json"])
+    assert [json.loads(line)["source"] for line in capsys.readouterr().out.splitlines()] == sources
+    assert inference.main([str(tmp_path / "not\nthere")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_names_that_the_output_cannot_hold_lose_no_answer(
+    options: list[str], run: Run, face: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on Windows, where answers go into a file.
+    held = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(held, encoding="cp1252"))
+    for name in ("\u7167.png", "\u00fc.png"):
+        Image.fromarray(face).save(tmp_path / name)
+    assert inference.main([str(tmp_path), "--model", str(run.path), *options]) == 0
+    sys.stdout.flush()
+    lines = held.getvalue().decode("cp1252").splitlines()
+    if options:
+        assert [Path(json.loads(line)["source"]).name for line in lines] == ["\u00fc.png", "\u7167.png"]
+    else:
+        assert [Path(line.partition(": ")[0]).name for line in lines] == ["\u00fc.png", r"\u7167.png"]
+
+
+def test_help_tells_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        inference.main(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "by default auto" in told
+    assert "by default cpu" in told
 
 
 def test_the_command_says_what_is_wrong(

@@ -417,6 +417,7 @@ def test_suspect_labels_agree_with_cleanlab() -> None:
         (lambda p, t: (p, np.where(np.arange(len(t)) == 2, 7, t)), "target of row 2 is 7"),
         (lambda p, t: (np.where(np.arange(len(t))[:, None] == 3, np.nan, p), t), "row 3 is no distribution"),
         (lambda p, t: (p * 2, t), "row 0 is no distribution"),
+        (lambda p, t: (p * 0.999, t), "row 0 is no distribution"),
         (lambda p, t: (p - 1, t), "row 0 is no distribution"),
     ],
 )
@@ -425,3 +426,37 @@ def test_bad_input_is_refused(change, message: str) -> None:
     for function in (metrics.score, metrics.bootstrap, metrics.ece, metrics.fit_temperature, metrics.suspect_labels):
         with pytest.raises(ValueError, match=message):
             function(probabilities, targets)
+
+
+# -- ends and ties ----------------------------------------------------------------------------------------------------
+
+
+def test_an_interval_of_the_calibration_error_ends_at_0() -> None:
+    # The measured error is 0, and the resampled ones lie on both sides of it once they are moved there.
+    probabilities = np.tile([0.75, 0.25, 0, 0, 0, 0, 0], (40, 1))
+    interval = metrics.bootstrap(probabilities, np.repeat([0, 1], [30, 10]), draws=200).scores["ece"]
+    assert (interval.low, interval.value) == (0, pytest.approx(0, abs=1e-12))
+    assert interval.high > 0.05
+
+
+def test_a_perfect_f1_has_the_doubt_of_its_faces() -> None:
+    targets = np.array([EMOTIONS.index("surprise")] * 4 + [EMOTIONS.index("sad")] * 4)
+    called = np.where(targets == EMOTIONS.index("surprise"), targets, EMOTIONS.index("happy"))
+    found = metrics.bootstrap(np.eye(7)[called] * 0.9 + 0.1 / 7, targets, draws=20).per_class["surprise"]["f1"]
+    # F1 = 2 J / (1 + J), and J is of four faces: each right one is of the emotion and called so, and counts once.
+    share = 0.025 ** (1 / 4)
+    assert found == pytest.approx((1, 2 * share / (1 + share), 1))
+
+
+def test_bins_tell_their_lowest_and_highest_confidence() -> None:
+    confidence = np.array([0.9, 0.4, 0.6, 0.5])
+    probabilities = np.column_stack([confidence, *[(1 - confidence) / 6] * 6])
+    table = metrics.reliability(probabilities, np.zeros(4, int), bins=2)
+    assert table[["low", "high"]].to_numpy().tolist() == [[0.4, 0.5], [0.6, 0.9]]
+
+
+def test_a_face_that_is_as_probable_as_all_of_an_emotion_reaches_its_threshold() -> None:
+    targets = np.array([0, 1, 1, 1])
+    probabilities = np.tile([0.2, 0.8, 0, 0, 0, 0, 0], (4, 1))
+    assert probabilities[1:, 1].sum() / 3 > 0.8  # by rounding alone
+    assert metrics.suspect_labels(probabilities, targets).tolist() == [0]

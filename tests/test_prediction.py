@@ -89,6 +89,11 @@ def test_ten_crops_are_four_corners_and_the_centre_with_their_mirror_images() ->
         np.testing.assert_allclose(probe.seen[2 * index + 1][0, 0], crop[:, ::-1], atol=1e-6)
 
 
+def test_a_batch_of_fewer_faces_than_views_is_one_face_at_a_time(model: nn.Module) -> None:
+    few, many = (predict(model, HALF, IMAGES[:3], device=CPU, batch_size=size, tta="ten_crop") for size in (4, 256))
+    np.testing.assert_allclose(few, many, atol=1e-5)
+
+
 def test_no_faces_give_no_rows(model: nn.Module) -> None:
     assert predict(model, HALF, IMAGES[:0], device=CPU).shape == (0, 7)
 

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import html
+import json
 import re
 import shlex
 from html.parser import HTMLParser
@@ -14,7 +15,7 @@ import pytest
 import sklearn.metrics as reference
 from matplotlib.figure import Figure
 
-from fer_utils import checkpoint, evaluation, report
+from fer_utils import checkpoint, evaluation, metrics, report
 from fer_utils import recipe as recipes
 from fer_utils.emotions import EMOTIONS
 from fer_utils.evaluation import EvaluationError
@@ -123,6 +124,36 @@ def test_the_first_screen_says_what_matters_and_says_it_right(trained: Run) -> N
     assert "What was not tested" in first
     assert "Bias: " in first
     assert "65 ± 5%" not in first  # people were never asked about drawn faces
+
+
+def test_how_sure_is_told_as_those_are_told_who_ask_the_network(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = evaluation.load_evaluation(run)
+    scaled = found.probabilities("test_clean", scaled=True)
+    assert not np.allclose(scaled, found.probabilities("test_clean"))
+    asked: list[np.ndarray] = []
+    coverage = metrics.coverage
+    monkeypatch.setattr(metrics, "coverage", lambda *given: (asked.append(given[0]), coverage(*given))[1])
+    run.save_figure("coverage", Figure((1, 1)), dpi=20)
+    assert "How sure is told at the temperature" in report.write(run).read_text(encoding="utf-8")
+    cells = json.loads((ROOT / "notebooks" / "04_evaluate.ipynb").read_text(encoding="utf-8"))["cells"]
+    (source,) = ["".join(cell["source"]) for cell in cells if "metrics.coverage(" in "".join(cell["source"])]
+    held = found.metrics["scores"]["test_clean"]["none"]
+    scope = {"found": found, "chosen": "test_clean", "held": held, "note": "", "targets": found.targets("test_clean")}
+    scope |= {"probabilities": found.probabilities("test_clean"), "metrics": metrics, "evaluation": evaluation}
+    exec(source, scope | {"plots": figures, "show": lambda *_: None})
+    assert len(asked) == 2
+    assert all(np.array_equal(each, scaled) for each in asked)
+
+
+def test_long_names_do_not_widen_the_page(trained: Run) -> None:
+    page = Page(report.write(trained).read_text(encoding="utf-8"))
+    assert re.search(r"^h1, p, li \{ overflow-wrap: anywhere; \}$", page.style, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.6, "1 second"), (1.6, "2 seconds"), (90, "2 minutes")])
+def test_durations_are_told_in_words(seconds: float, told: str, run: Run) -> None:
+    run.history().assign(total_seconds=seconds).to_csv(run.file("history.csv"), index=False)
+    assert f"Trained {told} on " in report.write(run).read_text(encoding="utf-8")
 
 
 def test_code_is_hidden_and_the_notebooks_are_linked(run: Run) -> None:

@@ -43,7 +43,7 @@ def learning_curves(histories: Mapping[str, Sequence[pd.DataFrame]], note: str =
     by_epoch.set_xlabel("epoch")
     by_minute.set_xlabel("minutes of training and validation")
     by_epoch.set_ylabel("accuracy (%)")
-    by_epoch.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    by_epoch.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))  # of a single epoch no fractions
     by_minute.xaxis.set_major_locator(MaxNLocator(5))
     for axes in (by_epoch, by_minute):
         grid_lines(axes)
@@ -95,9 +95,10 @@ def disagreement(
     captions = []
     for target, said in zip(targets, zip(first, second, strict=True), strict=True):
         # Letters for the systems: their names would run into those of the next face.
-        told = [f"{letter} {mark(it == target)} {EMOTIONS[it]}" for letter, it in zip("AB", said, strict=True)]
-        captions.append("\n".join([f"label {EMOTIONS[target]}", *told]))
-    first_name, second_name = (textwrap.shorten(name, 40, placeholder=" …") for name in names)
-    title = f"One right, one wrong: A {first_name}, B {second_name}{note}"
+        answers = [f"{letter} {mark(it == target)} {EMOTIONS[it]}" for letter, it in zip("AB", said, strict=True)]
+        captions.append("\n".join([f"label {EMOTIONS[target]}", *answers]))
+    # In full: shortened, two variants of a recipe would have the same name.
+    told = [textwrap.fill(f"{letter}: {name}", 75) for letter, name in zip("AB", names, strict=True)]
+    title = "\n".join([f"One right, one wrong{note}", *told])
     colors = [RIGHT if a == target else WRONG for target, a in zip(targets, first, strict=True)]
     return face_grid(images, title=title, captions=captions, colors=colors, framed=True, columns=7, fontsize=8)

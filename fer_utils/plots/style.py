@@ -172,7 +172,7 @@ def face_grid(
     Args:
         images: N pictures: grey (H, W) or colour (H, W, 3), uint8 in 0 to 255 or float in [0, 1]. Every picture is
             drawn on the full grey range, so that brightness can be compared.
-        title: what the grid shows.
+        title: what the grid shows, in one or more lines.
         captions: N texts under the faces, one or more lines each.
         colors: N colours of the captions, and of the frames where ``framed``.
         framed: draw a frame in the caption's colour round each face.
@@ -199,9 +199,10 @@ def face_grid(
         max((text.count("\n") + 1 for text in column_labels), default=0) * line_height + 0.05 if column_labels else 0.0
     )
     # A title stays inside: its letters are bold and about a tenth of an inch wide.
-    width = max(label_width + columns * across, 0.11 * len(title))
+    told = title.split("\n")
+    width = max(label_width + columns * across, 0.11 * max(map(len, told)))
     height = top + rows * down
-    result = figure(title, height + 0.15 + (0.35 if title else 0.0), width + 0.15)
+    result = figure(title, height + 0.15 + (0.15 + 0.2 * len(told) if title else 0.0), width + 0.15)
     axes = result.add_subplot()
     axes.set_axis_off()
     for index in range(count):
