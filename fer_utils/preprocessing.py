@@ -84,8 +84,9 @@ class Preprocessing:
             raise TypeError(f"faces must be uint8, not {images.dtype}")
         faces = images if images.dim() == 4 else images.unsqueeze(1)
         scaled = faces.to(torch.float32) / 255
-        if scaled.shape[-2:] != (self.size, self.size):
-            scaled = functional.interpolate(scaled, (self.size, self.size), mode="bilinear", antialias=self.size < scaled.shape[-1])
+        side = self.size
+        if scaled.shape[-2:] != (side, side):
+            scaled = functional.interpolate(scaled, (side, side), mode="bilinear", antialias=side < scaled.shape[-1])
         return self.normalize(scaled)
 
     def to_dict(self) -> dict[str, Any]:
