@@ -19,7 +19,7 @@ from fer_utils.faces import Splits
 from fer_utils.metrics import Comparison, MeanStd
 from fer_utils.recipe import Recipe, RecipeError
 from fer_utils.runs import Run
-from fer_utils.training import check, fit
+from fer_utils.training import TrainingError, check, fit
 
 TARGET_ACCURACY: Final = 0.6
 """Validation accuracy of the column "minutes to 60%"."""
@@ -134,12 +134,16 @@ def train(
     Raises:
         MissingWeights: a recipe asks for ImageNet weights that cannot be had.
         RunError: a run in ``out`` is of another training.
+        TrainingError: a training cannot go on, as when its loss is not finite; the message begins with whose it is.
     """
     done, audited = [], None
     for number, recipe in enumerate(wanted, start=1):
         run = Run.create(run_of(recipe, out))
         log(f"[{number}/{len(wanted)}] {recipe.name}, seed {recipe.seed}: {run.path}")
-        fit(recipe, splits, run, device=device, log=log)
+        try:
+            fit(recipe, splits, run, device=device, log=log)
+        except TrainingError as error:
+            raise TrainingError(f"{recipe.name}, seed {recipe.seed}: {error}") from error
         if not evaluation.is_current(run):
             audited = audited or audit(splits)
             evaluation.evaluate(run, splits, device=device, audited=audited)

@@ -45,7 +45,7 @@ from fer_utils import recipe as recipes
 from fer_utils.devices import DeviceError, choose_device
 from fer_utils.emotions import EMOTIONS
 from fer_utils.faces import SIZE, Splits
-from fer_utils.files import replacing, sha256, write_json
+from fer_utils.files import expanded, replacing, sha256, write_json
 from fer_utils.prediction import predict
 from fer_utils.preprocessing import Preprocessing
 from fer_utils.recipe import Recipe, RecipeError
@@ -627,7 +627,7 @@ def export(
             "faces of its training: with --data, or as evaluation.faces_of(run) returns them"
         )
     wanted = [name for name in FORMATS if name in formats or (name == "onnx" and "int8" in formats)]
-    target = Path(out) if out is not None else run.file("export")
+    target = expanded(out) if out is not None else run.file("export")
     try:
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=target):
@@ -745,7 +745,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "run", nargs="?", help="the run: its directory or its name under outputs/; by default the newest"
     )
-    parser.add_argument("--out", type=Path, help="directory of the files; by default export/ in the run")
+    parser.add_argument("--out", help="directory of the files; by default export/ in the run")
     parser.add_argument(
         "--formats", nargs="+", default=list(FORMATS), choices=FORMATS, help="what to write; by default all"
     )

@@ -46,6 +46,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with ``~`` put in full, as a shell does before a program sees it, and a notebook's cell does not.
+
+    Where no such user is known it stays as it is, as in a shell.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def printable(text: str) -> str:
     """Return text in which what UTF-8 cannot hold is written out: bytes of a file name in another encoding."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

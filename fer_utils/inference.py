@@ -31,6 +31,7 @@ import numpy.typing as npt
 from fer_utils.detection import Box, DetectorMissing, as_face, cut_out, find_faces, is_face, to_grey
 from fer_utils.emotions import EMOTIONS, FROM_CHALLENGE
 from fer_utils.faces import SIZE
+from fer_utils.files import expanded, replacing
 from fer_utils.pictures import Input, InputError, pictures
 
 if TYPE_CHECKING:
@@ -386,8 +387,6 @@ def write_answers(table: pd.DataFrame, folder: Path) -> None:
     The last holds ``to_challenge_numbers``: one number for each input, a table's in the order of its rows. Each file is
     written whole or not at all.
     """
-    from fer_utils.files import replacing
-
     with replacing(folder / "predictions.parquet") as aside:
         table.to_parquet(aside, index=False)
     # Python quotes a text with the line's end that it writes, "\n"; readers take "\r" for one as well.
@@ -427,7 +426,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="search pictures for faces: yes, no (each is a face), or by default auto (small square ones are faces)",
     )
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda, cuda:N or mps; by default cpu")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the answers there as tables, too")
+    parser.add_argument("--out", type=expanded, metavar="DIR", help="write the answers there as tables, too")
     given = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Names need not fit the encoding of whatever takes the answers, as on Windows that of a file.

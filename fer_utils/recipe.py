@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Final, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fer_utils.files import ROOT
+from fer_utils.files import ROOT, expanded
 
 RECIPES: Final = Path(__file__).resolve().parent / "recipes"
 
@@ -615,7 +615,7 @@ def _names(field: str | None) -> tuple[str, ...]:
 
 
 def _find(recipe: str | Path) -> Path:
-    path = Path(recipe)
+    path = expanded(recipe)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise RecipeError(f"recipe {recipe}: there is no such file")

@@ -17,7 +17,7 @@ import pandas as pd
 
 from fer_utils import recipe as recipes
 from fer_utils.faces import Splits
-from fer_utils.files import ROOT, replacing, write_json, write_text
+from fer_utils.files import ROOT, expanded, replacing, write_json, write_text
 from fer_utils.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Run:
         Raises:
             RunError: ``path`` is a file, or a directory that holds something else or cannot be made.
         """
-        target = Path(path) if path is not None else OUTPUTS / f"{dt.datetime.now():%Y%m%d-%H%M%S}-{label}"
+        target = expanded(path) if path is not None else OUTPUTS / f"{dt.datetime.now():%Y%m%d-%H%M%S}-{label}"
         try:
             if path is None:
                 target = _own_directory(target)
@@ -85,7 +85,7 @@ class Run:
         Raises:
             RunError: there is no run, or another version of the suite wrote it.
         """
-        target = Path(path)
+        target = expanded(path)
         # A directory that merely has a run's name does not hide it.
         if not (target / "run.json").is_file() and (OUTPUTS / path).is_dir():
             target = OUTPUTS / path
@@ -143,7 +143,7 @@ class Run:
             RunError: both are given and differ, ``run`` does not exist, ``out`` holds something else, or the run was
                 trained on other faces.
         """
-        if run is not None and out is not None and Path(run).resolve() != Path(out).resolve():
+        if run is not None and out is not None and expanded(run).resolve() != expanded(out).resolve():
             raise RunError(f"run {run} is to be filled and a new one made at {out}: give run or out, not both")
         if run is not None:
             return cls.open(run).for_faces(fingerprint)

@@ -34,7 +34,7 @@ from fer_utils import recipe as recipes
 from fer_utils import report, runs, sources, training
 from fer_utils.devices import DeviceError
 from fer_utils.evaluation import SET_TITLES, load_evaluation
-from fer_utils.files import ROOT, write_text
+from fer_utils.files import ROOT, expanded, write_text
 from fer_utils.models import ModelError
 from fer_utils.recipe import Recipe, RecipeError
 from fer_utils.runs import Run, RunError
@@ -114,7 +114,7 @@ def run_notebooks(
         label = re.sub(r"[^\w.-]+", "-", f"{Path(data).stem or data}-{Path(recipe).stem}")
         out = runs.OUTPUTS / f"suite-{label}-{dt.datetime.now():%Y%m%d-%H%M%S}"
     # Absolute, since the notebooks may be told of it from another directory.
-    run = Run.create(Path(out).resolve())
+    run = Run.create(expanded(out).resolve())
     given |= {"run": str(run.path), "out": str(run.path)}
     tell.line(f"{len(names)} notebooks, data {data}, recipe {recipe}, {recipes.length(wanted)}")
     if parameters:

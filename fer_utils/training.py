@@ -93,8 +93,9 @@ def schedule_factor(recipe: Recipe, step: int, steps: int) -> float:
     """Return the factor on the recipe's ``lr`` at ``step`` of ``steps``, both counted over the whole training.
 
     ``one_cycle`` rises on a cosine from 1/25 to 1 during the warm-up and falls on a cosine to 1/250,000, as torch's
-    OneCycleLR does (Smith and Topin 2018, arXiv:1708.07120). ``cosine`` rises linearly and falls to 0 (Loshchilov and
-    Hutter 2017, arXiv:1608.03983). ``constant`` and ``plateau`` are 1; the latter's drops come from validation.
+    OneCycleLR does (Smith and Topin 2018, arXiv:1708.07120); without a step to rise in it begins at 1. ``cosine`` rises
+    linearly and falls to 0 (Loshchilov and Hutter 2017, arXiv:1608.03983). ``constant`` and ``plateau`` are 1; the
+    latter's drops come from validation.
     """
     if recipe.schedule in ("constant", "plateau"):
         return 1.0

@@ -23,6 +23,7 @@ from fer_utils.models import ModelError
 from fer_utils.plots import comparison as plots
 from fer_utils.recipe import Recipe, RecipeError
 from fer_utils.runs import Run, RunError
+from fer_utils.training import TrainingError
 
 QUICK: dict[str, Any] = {"epochs": 1, "train_faces": 120, "image_size": 32, "batch_size": 64, "weights": "none"}
 
@@ -322,3 +323,9 @@ def test_the_table_sums_up_the_histories_of_all_seeds(
     assert (row["epochs"], row["min/epoch"], row["min to 60%"]) == (3, 1, 2.5)
     recipe = found[0].recipe
     assert row["GMAC"] == models.multiply_adds(models.build(recipe), recipe.channels, 32) / 1e9
+
+
+def test_a_training_that_cannot_go_on_is_told_by_its_system(synthetic_splits: Splits, tmp_path: Path) -> None:
+    wanted = [recipes.load("custom_cnn", {**QUICK, "optimizer": "sgd", "lr": 1e9, "schedule": "constant"})]
+    with pytest.raises(TrainingError, match=r"^custom_cnn, seed 0: .*not finite"):
+        comparison.train(wanted, synthetic_splits, tmp_path, device="cpu", log=lambda _line: None)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fer_utils.files import held_alone, replacing, write_json, write_text
+from fer_utils.files import expanded, held_alone, replacing, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -124,3 +124,11 @@ def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path: Path) -> None:
         other.kill()
     with held_alone(path) as mine:
         assert mine
+
+
+def test_a_home_directory_is_put_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert expanded("~/run") == tmp_path / "run"
+    assert expanded("~nobody-of-this-name/run") == Path("~nobody-of-this-name/run")
+    assert expanded("there/~") == Path("there/~")

@@ -352,3 +352,13 @@ def test_a_notebook_that_is_given_a_trained_run_takes_its_recipe(outputs: Path) 
     assert runs.chosen_recipe({"run": "a", "recipe": "linear_head"}) == recipes.load("linear_head")
     with pytest.raises(RunError, match="no run at"):
         runs.chosen_recipe({"run": "nowhere"})
+
+
+def test_a_run_may_lie_in_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert Run.create("~/run").path == tmp_path / "home" / "run"
+    assert Run.open("~/run").path == tmp_path / "home" / "run"
+    assert Run.prepare("~/run", str(tmp_path / "home" / "run"), fingerprint="0" * 16).path == tmp_path / "home" / "run"
+    assert not (tmp_path / "~").exists()
