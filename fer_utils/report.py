@@ -21,7 +21,7 @@ import pandas as pd
 from fer_utils import evaluation, metrics
 from fer_utils import recipe as recipes
 from fer_utils.emotions import EMOTIONS
-from fer_utils.evaluation import SET_TITLES, VIEW_TITLES, Evaluation
+from fer_utils.evaluation import HALF_SETS, SET_TITLES, VIEW_TITLES, Evaluation
 from fer_utils.files import ROOT, write_text
 from fer_utils.recipe import Recipe
 from fer_utils.runs import Run
@@ -598,7 +598,9 @@ def _card(about: _About) -> str:
     if held is None or name is None:
         lines += ["None: no face that was predicted has a label.", ""]
     else:
-        lines += [*_markdown(about.found.table(name)), ""]
+        # Of the challenge's halves too, where the test part is both.
+        for whose in (name, *(half for half in HALF_SETS if half in about.found.metrics["scores"])):
+            lines += [*_markdown(about.found.table(whose)), ""]
         lines += [*_markdown(about.found.class_table(name)), ""]
         lines += ["In brackets 95% bootstrap intervals over the faces.", ""]
         if about.whole():

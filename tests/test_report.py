@@ -364,3 +364,13 @@ def test_a_run_without_its_predictions_is_refused(run: Run) -> None:
     run.file("predictions.parquet").unlink()
     with pytest.raises(EvaluationError, match=r"has no predictions\.parquet"):
         report.write(run)
+
+
+def test_the_card_has_the_scores_of_each_of_the_challenges_halves(run: Run, splits: Splits) -> None:
+    halves = np.where(np.arange(len(splits.test)) % 3 == 0, "PublicTest", "PrivateTest")
+    evaluation.evaluate(run, dataclasses.replace(splits, halves=halves), device="cpu", draws=20)
+    report.write(run)
+    card = run.file(report.CARD).read_text(encoding="utf-8")
+    for half in ("public", "private"):
+        faces = run.read_json("metrics.json")["faces"][half]
+        assert f"| {evaluation.SET_TITLES[half]}: {faces:,} faces |" in card
