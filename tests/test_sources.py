@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -650,7 +651,7 @@ def test_a_damaged_jpeg_harms_no_other_and_fares_as_it_would_alone(
     files = [bytearray(jpeg_bytes(rng.integers(0, 256, (48, 48), dtype=np.uint8))) for _ in range(6)]
     for which, at, value in damage:
         files[which][at % len(files[which])] = value
-    unpacked = folder.unpack({i: bytes(file) for i, file in enumerate(files)})
+    unpacked = folder.unpack({i: bytes(file) for i, file in enumerate(files)}, threading.Lock())
     alone = {}
     for i, file in enumerate(files):
         one = folder._unpack_alone({i: bytes(file)}, [i])
@@ -661,6 +662,16 @@ def test_a_damaged_jpeg_harms_no_other_and_fares_as_it_would_alone(
     for i, image in zip(unpacked.good, unpacked.images, strict=True):
         np.testing.assert_array_equal(image, alone[i])
     assert unpacked.digests.tolist() == digests(unpacked.images).tolist()
+
+
+def test_a_thread_waits_for_its_turn_and_not_for_ever() -> None:
+    turn = threading.Lock()
+    files = {0: jpeg_bytes(np.full((48, 48), 7, np.uint8))}
+    with turn:  # as by a thread whose files come from a slow disk
+        held = folder.unpack(files, turn)
+    free = folder.unpack(files, turn)
+    np.testing.assert_array_equal(held.images, free.images)
+    assert not turn.locked()
 
 
 def test_files_that_vanish_while_they_are_read_are_told(tmp_path: Path) -> None:

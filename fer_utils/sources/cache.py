@@ -13,7 +13,8 @@ import math
 import os
 import zlib
 from collections.abc import Iterator
-from itertools import chain
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any, Final
 
@@ -95,12 +96,19 @@ def store(
     text = json.dumps(header).encode("ascii")
     try:
         path = entry(key)
-        with replacing(path) as aside, aside.open("wb") as file:
+        with replacing(path) as aside, aside.open("wb") as file, ThreadPoolExecutor(1) as writer:
             checksum = 0
+            # A piece is written while the next is gathered and summed up.
+            written: list[Future[None]] = []
             for piece in chain([len(text).to_bytes(_NUMBER, "little") + text], _pieces(contents, parts), second):
-                for block in (piece, bytes(-len(piece) % _ALIGNMENT)):
+                blocks = (piece, bytes(-len(piece) % _ALIGNMENT))
+                for block in blocks:
                     checksum = zlib.crc32(block, checksum)
-                    file.write(block)
+                for before in written:
+                    before.result()
+                written = [writer.submit(file.writelines, blocks)]
+            for before in written:
+                before.result()
             file.write(checksum.to_bytes(_NUMBER, "little"))
         entries = sorted(path.parent.glob("*.faces"), key=lambda one: one.stat().st_mtime_ns)
         for old in entries[:-ENTRIES]:
@@ -111,9 +119,9 @@ def store(
 
 
 def _pieces(contents: Contents, parts: Parts) -> Iterator[Any]:
-    """Give the bytes of each array of each part, images some at a time; they last until the next are asked for."""
-    # One buffer for all images: memory that is allocated anew takes a page fault for every 4 kB.
-    some = np.empty((_IMAGES_AT_ONCE, *contents.images.shape[1:]), np.uint8)
+    """Give the bytes of each array of each part, images some at a time; they last until the next but one."""
+    # Two buffers for all images: memory that is allocated anew takes a page fault for every 4 kB.
+    buffers = cycle(np.empty((2, _IMAGES_AT_ONCE, *contents.images.shape[1:]), np.uint8))
     for part in parts:
         for name in _ARRAYS:
             array = getattr(contents, name)
@@ -123,7 +131,7 @@ def _pieces(contents: Contents, parts: Parts) -> Iterator[Any]:
             for start in range(0, len(part), _IMAGES_AT_ONCE):
                 index = part[start : start + _IMAGES_AT_ONCE]
                 # No index is out of range, and "clip" writes to the buffer without one more of its own.
-                yield np.take(array, index, axis=0, out=some[: len(index)], mode="clip").reshape(-1)
+                yield np.take(array, index, axis=0, out=next(buffers)[: len(index)], mode="clip").reshape(-1)
 
 
 def _map(path: Path) -> npt.NDArray[np.uint8]:

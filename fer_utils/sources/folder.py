@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,6 +35,8 @@ from fer_utils.sources.reading import ROLES, USAGES, BadItems, Contents, OnBad, 
 THREADS: Final = 2
 AT_ONCE: Final = 512
 """Files that are read and unpacked at a time."""
+PATIENCE: Final = 0.02
+"""Seconds that a thread waits for its turn: several times what another one needs, where files come from memory."""
 BYTES_AT_ONCE: Final = 50_000_000
 """Bytes of files that are read at a time, where they are large."""
 
@@ -205,6 +208,7 @@ def read(tree: Tree) -> Contents:
         SourceError: a bad image under ``on_bad="raise"``, or no face at all.
     """
     pile = Pile(len(tree.names))
+    turn = threading.Lock()
     good: list[int] = []
     converted = 0
     with ThreadPoolExecutor(THREADS) as pool:
@@ -215,7 +219,7 @@ def read(tree: Tree) -> Contents:
         chunks = _chunks(sizes)
         while True:
             while len(ahead) <= 2 * THREADS and (chunk := next(chunks, None)) is not None:
-                ahead.append(pool.submit(_read_some, tree, sizes, chunk))
+                ahead.append(pool.submit(_read_some, tree, sizes, chunk, turn))
             if not ahead:
                 break
             unpacked = ahead.popleft().result()
@@ -248,8 +252,30 @@ def _chunks(sizes: list[int]) -> Iterator[range]:
         yield range(first, len(sizes))
 
 
-def _read_some(tree: Tree, sizes: list[int], indices: range) -> Unpacked:
+@contextmanager
+def _in_turn(turn: threading.Lock) -> Iterator[None]:
+    """Do what takes Python's lock thousands of times while other threads do not: they would wake each other each time.
+
+    Where files come slowly, threads had better wait for them at once, so none waits long for its turn.
+    """
+    mine = turn.acquire(timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        if mine:
+            turn.release()
+
+
+def _read_some(tree: Tree, sizes: list[int], indices: range, turn: threading.Lock) -> Unpacked:
     """Read and unpack some files; several threads do so, and none changes the tree."""
+    with _in_turn(turn):
+        files, bad = _contents(tree, sizes, indices)
+    unpacked = unpack(files, turn)
+    return unpacked._replace(bad=dict(sorted((unpacked.bad | bad).items())))
+
+
+def _contents(tree: Tree, sizes: list[int], indices: range) -> tuple[dict[int, bytes], dict[int, str]]:
+    """Return what is in some files, and what is wrong with the others."""
     root = f"{tree.root}{os.sep}"
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
     files: dict[int, bytes] = {}
@@ -267,11 +293,10 @@ def _read_some(tree: Tree, sizes: list[int], indices: range) -> Unpacked:
                 os.close(file)
         except OSError as error:
             bad[i] = f"the file cannot be read ({error.strerror})"
-    unpacked = unpack(files)
-    return unpacked._replace(bad=dict(sorted((unpacked.bad | bad).items())))
+    return files, bad
 
 
-def unpack(files: dict[int, bytes]) -> Unpacked:
+def unpack(files: dict[int, bytes], turn: threading.Lock) -> Unpacked:
     """Unpack files by their index: those that share a plain JPEG header as one, the others one by one."""
     stacks: dict[bytes, tuple[list[int], list[bytes]]] = {}
     alone: list[int] = []
@@ -291,7 +316,9 @@ def unpack(files: dict[int, bytes]) -> Unpacked:
         if images is None:
             done.append(_unpack_alone(files, indices))
         else:
-            done.append(Unpacked(images, digests(images), indices, {}, 0))
+            with _in_turn(turn):
+                known = digests(images)
+            done.append(Unpacked(images, known, indices, {}, 0))
     done = [one for one in done if one.good or one.bad] or done[:1]
     if len(done) == 1:
         return done[0]
@@ -342,4 +369,5 @@ def _roles(tree: Tree) -> tuple[npt.NDArray[np.int8], str]:
         told.append(named)
     official = len(told) == len(tree.names) and {"train", "val", "test"} <= set(told)
     roles = told if official else tree.roles
-    return np.array([ROLES.index(role) for role in roles], np.int8), "file names" if official else "folders"
+    number = {role: i for i, role in enumerate(ROLES)}
+    return np.array([number[role] for role in roles], np.int8), "file names" if official else "folders"
