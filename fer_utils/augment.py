@@ -393,9 +393,20 @@ def mix(x: Tensor, partner_x: Tensor, draws: MixDraws) -> tuple[Tensor, Tensor]:
     if draws.box is None or draws.boxed is None:
         return torch.lerp(partner_x, x, _each(lam)), lam
     hidden = _inside(draws.box, x.shape[-1])
-    share = torch.where(draws.boxed, 1 - hidden.to(torch.float32).mean((1, 2)), draws.lam).to(x.dtype)
+    share = _shares(draws, draws.boxed, hidden).to(x.dtype)
     own = torch.where(draws.boxed[:, None, None], (~hidden).to(x.dtype), lam[:, None, None])
     return torch.lerp(partner_x, x, own.unsqueeze(1)), share
+
+
+def mix_shares(draws: MixDraws, size: int) -> Tensor:
+    """Return the share of each face's own target as ``mix`` does, float32 (B,), for faces of ``size`` × ``size``."""
+    if draws.box is None or draws.boxed is None:
+        return draws.lam
+    return _shares(draws, draws.boxed, _inside(draws.box, size))
+
+
+def _shares(draws: MixDraws, boxed: Tensor, hidden: Tensor) -> Tensor:
+    return torch.where(boxed, 1 - hidden.to(torch.float32).mean((1, 2)), draws.lam)
 
 
 def _check(n: int, seed: int, epoch: int) -> None:

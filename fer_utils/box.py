@@ -14,7 +14,6 @@ import json
 import re
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from fer_utils import recipe as recipes
 from fer_utils.emotions import EMOTIONS
 from fer_utils.export import Engine, ExportError, TorchEngine, of_run, open_file, write_safetensors
 from fer_utils.faces import SIZE, Part, Splits
-from fer_utils.files import sha256, write_json, write_text
+from fer_utils.files import make_writable, sha256, write_json, write_text
 from fer_utils.recipe import Recipe, RecipeError
 
 if TYPE_CHECKING:
@@ -154,10 +153,7 @@ def put(
     if not (splits.val.labelled and splits.test.labelled):
         raise ExportError(f"{splits.location}: a card needs labelled validation and test faces")
     try:
-        # Before minutes of scoring are lost.
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        make_writable(folder)
     except OSError as error:
         raise ExportError(f"{folder} cannot be written to ({error.strerror}): name another box (--box)") from None
     log("scoring validation and test faces")
@@ -377,8 +373,9 @@ def card(name: str, model: Boxed) -> str:
         rates = test["per_class"][emotion]
         lines.append(f"| {emotion} | {rates['support']:,} | {rate(rates['recall'])} | {rate(rates['precision'])} |")
     faces = ", ".join(f"{count:,} {part}" for part, count in model.data["faces"].items())
-    held, drawn = model.data["faces"]["train"], recipe.get("train_faces")
-    some = f" It learned from about {drawn:,} of the {held:,} training faces." if drawn and drawn < held else ""
+    held = model.data["faces"]["train"]
+    drawn = recipes.drawn(recipe.get("train_faces"), held)
+    some = f" It learned from about {drawn:,} of the {held:,} training faces." if drawn else ""
     parts = model.training.get("parts", [])
     trained = [_trained(recipe, model.training)]
     if parts:

@@ -45,7 +45,7 @@ from fer_utils import recipe as recipes
 from fer_utils.devices import DeviceError, choose_device
 from fer_utils.emotions import EMOTIONS
 from fer_utils.faces import SIZE, Splits
-from fer_utils.files import expanded, replacing, sha256, write_json
+from fer_utils.files import expanded, make_writable, replacing, sha256, write_json
 from fer_utils.prediction import predict
 from fer_utils.preprocessing import Preprocessing
 from fer_utils.recipe import Recipe, RecipeError
@@ -101,8 +101,9 @@ class Description:
         """Return how many faces it was trained on and where they are from, in words; a run may lack its env.json."""
         if not self.data.get("faces"):
             return "unknown"
-        held, drawn = self.data["faces"]["train"], self.recipe.train_faces
-        some = f"about {drawn:,} of " if drawn is not None and drawn < held else ""
+        held = self.data["faces"]["train"]
+        drawn = recipes.drawn(self.recipe.train_faces, held)
+        some = f"about {drawn:,} of " if drawn else ""
         return f"{some}{held:,} faces ({self.data['source']}, {self.data['fingerprint']})"
 
     def to_dict(self) -> dict[str, Any]:
@@ -629,9 +630,7 @@ def export(
     wanted = [name for name in FORMATS if name in formats or (name == "onnx" and "int8" in formats)]
     target = expanded(out) if out is not None else run.file("export")
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=target):
-            pass
+        make_writable(target)
     except OSError as error:
         raise ExportError(
             f"{target} cannot be written to ({error.strerror}): name another directory for the files"

@@ -17,7 +17,6 @@ import itertools
 import json
 import os
 import sys
-import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +30,7 @@ import numpy.typing as npt
 from fer_utils.detection import Box, DetectorMissing, as_face, cut_out, find_faces, is_face, to_grey
 from fer_utils.emotions import EMOTIONS, FROM_CHALLENGE
 from fer_utils.faces import SIZE
-from fer_utils.files import expanded, replacing
+from fer_utils.files import expanded, make_writable, replacing
 from fer_utils.pictures import Input, InputError, pictures
 
 if TYPE_CHECKING:
@@ -438,12 +437,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     made: list[Path] = []
     if given.out is not None:
-        # Before minutes of answers are lost.
         try:
             made = [folder for folder in (given.out, *given.out.parents) if not folder.exists()]
-            given.out.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=given.out):
-                pass
+            make_writable(given.out)
         except OSError as error:
             print(
                 f"--out {given.out}: no tables can be written there ({error.strerror}); expected a directory, new or "

@@ -422,6 +422,11 @@ def in_epochs(number: int) -> str:
     return f"{number} epoch" if number == 1 else f"{number} epochs"
 
 
+def drawn(train_faces: int | None, held: int) -> int | None:
+    """Return about how many of ``held`` training faces a recipe's ``train_faces`` takes, None where it takes all."""
+    return train_faces if train_faces is not None and train_faces < held else None
+
+
 def length(recipe: Recipe) -> str:
     """Return how long a recipe trains: ``60 epochs``, or ``38 of 48 epochs`` where ``keep_epoch`` ends it."""
     whole = in_epochs(recipe.epochs)

@@ -138,6 +138,11 @@ class _About:
         held: Mapping[str, Any] | None = self.found.metrics["scores"][name]["none"] if name else None
         return held
 
+    @property
+    def scaled(self) -> bool:
+        """Whether a temperature was fitted for the single view."""
+        return "none" in self.found.metrics["temperature"]
+
     def real(self) -> str:
         """How real the data is, in a sentence."""
         if self.data["synthetic"]:
@@ -169,8 +174,8 @@ class _About:
         known = len(self.history) > 0
         epochs = len(self.history) if known else self.recipe.trained_epochs
         told = recipes.in_epochs(epochs)
-        if self.recipe.train_faces is not None and self.recipe.train_faces < self.env["data"]["faces"]["train"]:
-            told += f" of about {self.recipe.train_faces:,} training faces"
+        if drawn := recipes.drawn(self.recipe.train_faces, self.env["data"]["faces"]["train"]):
+            told += f" of about {drawn:,} training faces"
         told += f", seed {self.recipe.seed}; the network is that of epoch {epoch}"
         if self.recipe.keep_epoch is not None:
             told += ", settled before training"
@@ -444,8 +449,7 @@ def _kept(about: _About) -> str:
     if name is None:
         return ""
     # As sure as those are told who ask it.
-    scaled = "none" in about.found.metrics["temperature"]
-    curve = metrics.coverage(about.found.probabilities(name, scaled=scaled), about.found.targets(name))
+    curve = metrics.coverage(about.found.probabilities(name, scaled=about.scaled), about.found.targets(name))
     half = curve.iloc[int((curve["coverage"] - 0.5).abs().to_numpy().argmin())]
     told = f"On the half of the faces that it is surer of, it is right {half['accuracy']:.1%} of the time."
     return f'<p class="small">{told}</p>'
@@ -501,8 +505,9 @@ def _caption(about: _About, name: str) -> str:
         return about.calibration()
     if name == "coverage":
         told = "A program may leave the faces that the network is least sure of to a person."
-        scaled = "none" in about.found.metrics["temperature"]
-        return told + (" How sure is told at the temperature, as 05 and exported files tell it." if scaled else "")
+        return told + (
+            " How sure is told at the temperature, as 05 and exported files tell it." if about.scaled else ""
+        )
     return _SENTENCES.get(name, name.replace("_", " ").capitalize() + ".")
 
 

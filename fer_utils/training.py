@@ -35,7 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fer_utils import audit, checkpoint, metrics, models, sources
 from fer_utils import recipe as recipes
-from fer_utils.augment import Draws, MixDraws, augment, draw, epoch_order, mix, mix_draw
+from fer_utils.augment import Draws, MixDraws, augment, draw, epoch_order, mix, mix_draw, mix_shares
 from fer_utils.devices import DeviceError, Precision, autocast, choose_device, choose_precision, keep_freed_memory
 from fer_utils.emotions import NUM_EMOTIONS
 from fer_utils.faces import Faces, Splits, cut
@@ -415,8 +415,7 @@ def _batch_of(
     inputs, share = mix(inputs, augment(images.index_select(0, partners), plan.draws[mine.partner], plan.size), mine)
     others = plan.order[all_.partner]
     # Shares of pixels, as the loss weighs by them: rounding a box to whole pixels changes what was drawn.
-    blank = inputs.new_zeros(len(all_), 1, plan.size, plan.size)
-    _, shares = mix(blank, blank, all_)
+    shares = mix_shares(all_, plan.size).to(inputs.dtype)
     total = (shares * weights[targets[whole]] + (1 - shares) * weights[targets[others]]).sum()
     return Batch(preprocessing.normalize(inputs), faces, targets[faces], targets[partners], share, total)
 

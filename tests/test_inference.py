@@ -874,7 +874,7 @@ def test_tables_that_cannot_be_written_are_told_before_a_model_is_loaded(
         assert f"--out {out}: no tables can be written there" in told.err
     assert taken.read_text() == "kept"
     # One that may not be written to, which the one who runs the tests may be allowed to all the same.
-    monkeypatch.setattr(inference.tempfile, "TemporaryFile", forbidden)
+    monkeypatch.setattr("tempfile.TemporaryFile", forbidden)
     assert inference.main([str(path), "--out", str(tmp_path)]) == 2
     assert "Permission denied" in capsys.readouterr().err
 

@@ -99,16 +99,14 @@ def store(
         with replacing(path) as aside, aside.open("wb") as file, ThreadPoolExecutor(1) as writer:
             checksum = 0
             # A piece is written while the next is gathered and summed up.
-            written: list[Future[None]] = []
+            written: Future[None] = writer.submit(file.flush)
             for piece in chain([len(text).to_bytes(_NUMBER, "little") + text], _pieces(contents, parts), second):
                 blocks = (piece, bytes(-len(piece) % _ALIGNMENT))
                 for block in blocks:
                     checksum = zlib.crc32(block, checksum)
-                for before in written:
-                    before.result()
-                written = [writer.submit(file.writelines, blocks)]
-            for before in written:
-                before.result()
+                written.result()
+                written = writer.submit(file.writelines, blocks)
+            written.result()
             file.write(checksum.to_bytes(_NUMBER, "little"))
         entries = sorted(path.parent.glob("*.faces"), key=lambda one: one.stat().st_mtime_ns)
         for old in entries[:-ENTRIES]:
