@@ -1,7 +1,7 @@
 # Each target is a line that anyone could type. `make suite` is the one to begin with.
 #
 #   make suite [DATA=PATH] [EPOCHS=N] [RECIPE=NAME] [OUT=DIR]    notebooks 01 to 05, their HTML and a trained model
-#              [SET="NAME=VALUE ..."]                            any other parameter of the notebooks
+#              [SET="NAME=VALUE ..."]                            the notebooks' other parameters; no spaces in a VALUE
 #   make test      the tests (FER_DATA=PATH adds those on real faces)
 #   make lint      ruff and mypy
 #   make bench     every benchmark: a table, and the ratio that matters
@@ -20,7 +20,7 @@ UPGRADE =
 .PHONY: suite test lint bench lab lock
 
 suite: .venv/installed
-	.venv/bin/python -m fer_utils.suite --data "$(DATA)" --epochs "$(EPOCHS)" --recipe "$(RECIPE)" $(if $(OUT),--out "$(OUT)") $(foreach item,$(SET),--set "$(item)")
+	.venv/bin/python -m fer_utils.suite --data "$(DATA)" --epochs "$(EPOCHS)" --recipe "$(RECIPE)" $(if $(OUT),--out "$(OUT)") $(foreach item,$(SET),--set '$(subst ','\'',$(item))')
 
 test: .venv/installed
 	.venv/bin/python -m pytest --numprocesses=logical --maxprocesses=8 --dist=loadfile --no-loadscope-reorder

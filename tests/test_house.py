@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -113,6 +114,11 @@ def test_make_suite_defaults_to_three_epochs_on_drawn_faces(monkeypatch: pytest.
 def test_make_suite_passes_on_what_it_is_given() -> None:
     command = make("suite", "DATA=my faces", "EPOCHS=30", "RECIPE=own.yaml", "OUT=a run")
     assert '--data "my faces" --epochs "30" --recipe "own.yaml" --out "a run"' in command
+
+
+def test_make_suite_passes_on_the_quotes_of_a_value() -> None:
+    given = """augment={"flip":0.5,'rotation':5}"""
+    assert shlex.split(make("suite", f"SET={given} seed=1"))[-4:] == ["--set", given, "--set", "seed=1"]
 
 
 def test_make_installs_what_the_lock_pins_and_nothing_else() -> None:
