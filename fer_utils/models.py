@@ -27,6 +27,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from fer_utils import convolution
 from fer_utils.emotions import NUM_EMOTIONS
+from fer_utils.files import sha256
 from fer_utils.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ DOWNLOAD_TIMEOUT: Final = 20.0
 """Seconds without a byte before a download of weights is given up: torch sets no limit of its own."""
 
 _SIZES: Final = (24, 28, 32, 40, 48, 56, 64, 75, 80, 96, 112, 128, 160, 192, 224, 256, 299, 384, 512)
+_DIGEST: Final = re.compile(r"-([0-9a-f]{8,})\.pth$")
+"""What torchvision's file names end in: how the SHA-256 of the file begins."""
 _DENSENET_KEY: Final = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
 
 
@@ -103,7 +106,7 @@ def build(recipe: Recipe, *, pretrained: bool = True) -> nn.Module:
 
     Raises:
         ModelError: no such backbone or layer, a size that the backbone cannot take, or a head that it cannot carry.
-        MissingWeights: the ImageNet weights are neither in torch's cache nor to be downloaded.
+        MissingWeights: the ImageNet weights are neither in torch's cache nor to be downloaded, or damaged there.
     """
     made = [_network(recipe, pretrained) for _ in range(recipe.members)]
     model = made[0] if recipe.members == 1 else Members(made)
@@ -485,11 +488,14 @@ def _weights(backbone: str) -> Any:
 def _load_imagenet(model: nn.Module, backbone: str) -> None:
     """Load everything but the classifier into the backbone as torchvision has it.
 
-    torch hashes what it downloads, never a file that is there already; ``weights_only`` keeps that one harmless too.
+    torch hashes what it downloads, never a file that is there already: that is done here, and ``weights_only`` keeps
+    any file harmless.
     """
     weights, path = _weights(backbone), weights_file(backbone)
     cached = path.is_file()
     try:
+        if cached:
+            _check_digest(path)
         with _timeout(DOWNLOAD_TIMEOUT):
             state = weights.get_state_dict(
                 progress=sys.stderr.isatty(), check_hash=True, weights_only=True, map_location="cpu"
@@ -508,6 +514,15 @@ def _load_imagenet(model: nn.Module, backbone: str) -> None:
             f"ImageNet weights of {backbone}: {tried} put {path.name} at {path}, or train without: "
             "weights: none (papermill: -p weights none)"
         ) from error
+
+
+def _check_digest(path: Path) -> None:
+    """Hold a file against the digest in its name, where that has one."""
+    told = _DIGEST.search(path.name)
+    if told is not None:
+        found = sha256(path)[: len(told[1])]
+        if found != told[1]:
+            raise RuntimeError(f"its SHA-256 begins with {found}, not with {told[1]} as in its name: it is damaged")
 
 
 def _load_all_but_classifier(model: nn.Module, state: Any) -> None:

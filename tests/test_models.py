@@ -483,17 +483,18 @@ def imagenet() -> OrderedDict[str, Tensor]:
     return model.state_dict()
 
 
-def away(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """Let torchvision look for ResNet18's weights at another address."""
-    monkeypatch.setattr(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.value, "url", url)
+def away(monkeypatch: pytest.MonkeyPatch, url: str, backbone: str = "resnet18") -> None:
+    """Let torchvision look for a backbone's weights at another address."""
+    weights = next(iter(torchvision.models.get_model_weights(backbone)))
+    monkeypatch.setattr(weights.value, "url", url)
 
 
 @pytest.fixture
 def nowhere(monkeypatch: pytest.MonkeyPatch) -> str:
-    """An address on this machine where nobody answers."""
+    """An address on this machine where nobody answers, of a file whose name has no digest that a stand-in lacks."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{closed.getsockname()[1]}/resnet18-f37072fd.pth"
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/resnet18.pth"
     away(monkeypatch, url)
     return url
 
@@ -516,8 +517,8 @@ IMAGENET = {"weights": "imagenet", "image_size": 64}
 
 
 def test_weights_come_from_torchs_cache(cache: Path, nowhere: str, imagenet: OrderedDict[str, Tensor]) -> None:
-    torch.save(imagenet, cache / "resnet18-f37072fd.pth")
-    assert models.weights_file("resnet18") == cache / "resnet18-f37072fd.pth"
+    torch.save(imagenet, cache / "resnet18.pth")
+    assert models.weights_file("resnet18") == cache / "resnet18.pth"
     state = models.build(make(**IMAGENET, channels=3, head=(10,), max_pool=False)).state_dict()
     kept = {name for name, value in state.items() if name in imagenet and torch.equal(value, imagenet[name])}
     assert kept == {name for name in imagenet if not name.startswith("fc.")}
@@ -525,7 +526,7 @@ def test_weights_come_from_torchs_cache(cache: Path, nowhere: str, imagenet: Ord
 
 
 def test_one_channel_gets_the_mean_of_three(cache: Path, nowhere: str, imagenet: OrderedDict[str, Tensor]) -> None:
-    torch.save(imagenet, cache / "resnet18-f37072fd.pth")
+    torch.save(imagenet, cache / "resnet18.pth")
     model = models.build(make(**IMAGENET, channels=1)).eval()
     red, green, blue = imagenet["conv1.weight"].unbind(1)
     assert torch.equal(models.first_filters(model)[:, 0], imagenet["conv1.weight"].mean(1))
@@ -561,7 +562,10 @@ def old_densenet(state: OrderedDict[str, Tensor]) -> None:
         ("mobilenet_v3_small", {}),
     ],
 )
-def test_every_layout_of_weights_is_read(cache: Path, backbone: str, options: dict[str, Any]) -> None:
+def test_every_layout_of_weights_is_read(
+    cache: Path, backbone: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away(monkeypatch, f"http://127.0.0.1:9/{backbone}.pth", backbone)
     torch.manual_seed(2)
     plain = torchvision.models.get_model(backbone, **options)
     state = plain.state_dict()
@@ -580,7 +584,7 @@ def test_missing_weights_are_told_with_what_to_do(cache: Path, nowhere: str) -> 
     with pytest.raises(MissingWeights) as caught:
         models.build(make(**IMAGENET))
     message = str(caught.value)
-    for part in ("resnet18", nowhere, "refused", f"put resnet18-f37072fd.pth at {cache}", "-p weights none"):
+    for part in ("resnet18", nowhere, "refused", f"put resnet18.pth at {cache}", "-p weights none"):
         assert part in message
     assert not list(cache.iterdir())
 
@@ -617,6 +621,14 @@ def test_weights_are_downloaded_once_and_checked(
     # The server is gone: the second time comes from the cache.
     model = models.build(make(**IMAGENET))
     assert torch.equal(model.get_parameter("layer1.0.conv1.weight"), imagenet["layer1.0.conv1.weight"])
+    path = cache / f"resnet18-{digest}.pth"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    found = hashlib.sha256(content).hexdigest()[:8]
+    with pytest.raises(MissingWeights, match=f"{path} was in the cache but cannot be used: its SHA-256 ") as told:
+        models.build(make(**IMAGENET))
+    assert f"begins with {found}, not with {digest} as in its name: it is damaged. Delete it" in str(told.value)
 
 
 class Harm:
@@ -629,7 +641,10 @@ class Harm:
         return Path.touch, (self.path,)
 
 
-def test_a_file_that_is_none_of_it_is_refused_and_runs_nothing(cache: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_none_of_it_is_refused_and_runs_nothing(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away(monkeypatch, "http://127.0.0.1:9/squeezenet1_1.pth", "squeezenet1_1")
     recipe = make(**IMAGENET, backbone="squeezenet1_1")
     path = models.weights_file("squeezenet1_1")
     whole = torchvision.models.squeezenet1_1().state_dict()

@@ -1,5 +1,6 @@
 """recipes/*.yaml: each earlier system is what its text says, from the first kernel to the last learning rate."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,20 @@ RESNETS = ("dense_head", "partial_finetune", "linear_head", "one_cycle")
 
 
 @pytest.fixture(scope="module")
-def imagenet(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """ResNet18's ImageNet weights in random numbers, where torch's cache has them."""
+def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, torch.Tensor]]:
+    """ResNet18's ImageNet weights in random numbers, where torch's cache has them; their file's name has no digest."""
     home = tmp_path_factory.mktemp("torch")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_HOME", str(home))
-        path = models.weights_file("resnet18")
-    assert path.is_relative_to(home)
-    path.parent.mkdir(parents=True)
-    torch.manual_seed(3)
-    state = torchvision.models.resnet18().state_dict()
-    torch.save(state, path)
-    return {"home": str(home), **state}  # type: ignore[dict-item]
+        patch.setattr(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.value, "url", "http://127.0.0.1:9/resnet18.pth")
+        with patch.context() as there:
+            there.setenv("TORCH_HOME", str(home))
+            path = models.weights_file("resnet18")
+        assert path.is_relative_to(home)
+        path.parent.mkdir(parents=True)
+        torch.manual_seed(3)
+        state = torchvision.models.resnet18().state_dict()
+        torch.save(state, path)
+        yield {"home": str(home), **state}  # type: ignore[dict-item]
 
 
 def shapes_only(recipe: Recipe) -> nn.Module:
