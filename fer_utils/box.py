@@ -13,8 +13,10 @@ import argparse
 import json
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -27,7 +29,7 @@ from fer_utils import recipe as recipes
 from fer_utils.emotions import EMOTIONS
 from fer_utils.export import Engine, ExportError, TorchEngine, of_run, open_file, write_safetensors
 from fer_utils.faces import SIZE, Part, Splits
-from fer_utils.files import make_writable, sha256, write_json, write_text
+from fer_utils.files import expanded, make_writable, sha256, write_json, write_text
 from fer_utils.recipe import Recipe, RecipeError
 
 if TYPE_CHECKING:
@@ -216,36 +218,40 @@ def unpack(name: str | None, path: str | Path, folder: Path | None = None) -> Ru
     engine = open_model(chosen, folder=folder)
     if not isinstance(engine, TorchEngine):
         raise ExportError(f"{model.file} holds no network that PyTorch can train with: fetch the repository again")
-    if Path(path).exists():
+    if expanded(path).exists():
         raise ExportError(f"{path} is there already: name a new directory for the run")
     description, told, source = engine.description, model.training, model.data["source"]
     on_gpu = told["device"].startswith("cuda")
     run = Run.create(path)
-    run.write_recipe(description.recipe)
-    run.write_json(
-        "env.json",
-        {
-            **{key: told[key] for key in ("git", "versions", "device", "precision")},
-            "parts": told.get("parts", []),
-            "temperature": model.temperature,
-            "python": "unknown",
-            "platform": "unknown",
-            "threads": None,
-            "machine": "unknown" if on_gpu else told["machine"],
-            "gpu": told["machine"] if on_gpu else None,
-            "data": {
-                **model.data,
-                "location": source if source in ("synthetic", "kaggle") else "auto",
-                "converted": 0,
-                "skipped": [],
+    with ExitStack() as undo:
+        # What is half-written would be in the way of a second try.
+        undo.callback(shutil.rmtree, run.path)
+        run.write_recipe(description.recipe)
+        run.write_json(
+            "env.json",
+            {
+                **{key: told[key] for key in ("git", "versions", "device", "precision")},
+                "parts": told.get("parts", []),
+                "temperature": model.temperature,
+                "python": "unknown",
+                "platform": "unknown",
+                "threads": None,
+                "machine": "unknown" if on_gpu else told["machine"],
+                "gpu": told["machine"] if on_gpu else None,
+                "data": {
+                    **model.data,
+                    "location": source if source in ("synthetic", "kaggle") else "auto",
+                    "converted": 0,
+                    "skipped": [],
+                },
             },
-        },
-    )
-    # Last, since a run counts as trained once it has this file.
-    checkpoint.save(
-        run.file("best.ckpt"),
-        checkpoint.model_state(engine.model, description.preprocessing, description.recipe, description.epoch),
-    )
+        )
+        # Last, since a run counts as trained once it has this file.
+        checkpoint.save(
+            run.file("best.ckpt"),
+            checkpoint.model_state(engine.model, description.preprocessing, description.recipe, description.epoch),
+        )
+        undo.pop_all()
     return run
 
 
@@ -386,7 +392,11 @@ def card(name: str, model: Boxed) -> str:
     settled = all(each["recipe"].get("keep_epoch") for each in parts or [model.training])
     chosen = "Epoch and temperature were chosen on validation faces, so the validation scores are a little too good; "
     if settled:
-        chosen = "The epoch was settled before training; the temperature alone was fitted on validation faces, and "
+        chosen = (
+            "The epoch was settled before training. Where that was done on faces that are validation faces here, which "
+            "the recipe's file tells, their scores are a little too good. The temperature alone was fitted on "
+            "validation faces, and "
+        )
     lines += [
         "",
         "Clean faces have no exact copy among those that the network was trained on or chosen by. "
@@ -525,7 +535,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     doing.add_argument("--check", action="store_true", help="score the models anew and hold them against their cards")
     doing.add_argument("--unpack", action="store_true", help="make a run of a model: a teacher, or for 04")
     parser.add_argument("--data", help="the faces of the training; by default where the run says, or what `auto` finds")
-    parser.add_argument("--box", type=Path, default=WEIGHTS, metavar="DIR", help="another box than the package's")
+    parser.add_argument("--box", type=expanded, default=WEIGHTS, metavar="DIR", help="another box than the package's")
     given = parser.parse_args(arguments)
     if not given.check and len(given.what) != 2:
         order = "a model, and the run to make of it" if given.unpack else "a run, and what its model is to be called"
@@ -551,6 +561,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         put(run, evaluation.faces_of(run, given.data), given.what[1], given.box, log=print)
     except (ExportError, CheckpointError, RunError, SourceError, RecipeError) as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:  # as of a disk that is full
+        print(f"a file cannot be read or written ({error}): make room or mend that", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -763,6 +763,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ExportError, CheckpointError, RunError, SourceError, RecipeError) as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:  # as of a disk that is full
+        print(f"a file cannot be read or written ({error}): make room or mend that", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted: what exports.json does not list is not checked", file=sys.stderr)
         return 130

@@ -68,15 +68,27 @@ class Run:
                 target = _own_directory(target)
             elif (target / "run.json").is_file():
                 return cls.open(target)
-            elif target.is_file() or (target.is_dir() and any(target.iterdir())):
-                raise RunError(f"{target} is there already and is no run: name a new or empty directory for the run")
             else:
+                cls.check_free(target)
                 target.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{target} cannot be made ({error.strerror}): name another directory for the run") from None
         run = cls(target)
         run.write_json("run.json", {"created": dt.datetime.now().astimezone().isoformat(timespec="microseconds")})
         return run
+
+    @staticmethod
+    def check_free(path: str | Path) -> None:
+        """Tell whether a run can be made at ``path``, before there is anything to write to it.
+
+        Raises:
+            RunError: ``path`` is a file, or a directory that holds something other than a run.
+        """
+        target = expanded(path)
+        if (target / "run.json").is_file():
+            return
+        if target.is_file() or (target.is_dir() and any(target.iterdir())):
+            raise RunError(f"{target} is there already and is no run: name a new or empty directory for the run")
 
     @classmethod
     def open(cls, path: str | Path) -> Run:

@@ -39,7 +39,7 @@ from fer_utils.augment import Draws, MixDraws, augment, draw, epoch_order, mix, 
 from fer_utils.devices import DeviceError, Precision, autocast, choose_device, choose_precision, keep_freed_memory
 from fer_utils.emotions import NUM_EMOTIONS
 from fer_utils.faces import Faces, Splits, cut
-from fer_utils.files import held_alone, sha256
+from fer_utils.files import expanded, held_alone, sha256
 from fer_utils.prediction import TTA, predict
 from fer_utils.preprocessing import Preprocessing
 from fer_utils.recipe import Recipe, RecipeError
@@ -811,10 +811,12 @@ def check(
             unpack = "python -m fer_utils.box --unpack NAME RUN"
             raise RunError(f"{role} {name}: {error}; `{unpack}` makes a run of a model in the box") from None
     _check_start(recipe)
+    if out is not None:
+        Run.check_free(out)
     named = run if run is not None else out
     if named is None and resume is True:
         raise RunError("resume true continues a training, and there is none: name its run")
-    if run is not None or (out is not None and Path(out, "run.json").is_file()):
+    if run is not None or (out is not None and (expanded(out) / "run.json").is_file()):
         _check_kept(Run.open(named or ""), recipe, resume)
     elif resume is True:
         Run.choose(out, holding="last.ckpt")
@@ -997,7 +999,7 @@ def fit(
     except OSError as error:
         raise RunError(
             f"{run.path}: a file cannot be read or written ({error}): make room or mend that, and the same training "
-            "goes on from its last checkpoint"
+            f"{'goes on from its last checkpoint' if run.has('last.ckpt') else 'begins anew'}"
         ) from error
     return run
 
@@ -1526,18 +1528,31 @@ def main(given: Sequence[str] | None = None) -> int:
     arguments = _arguments(given)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # torchrun tells of a process that fails, and needs its exception for that.
-        _train(arguments)
-        return 0
+        return _train_or_tell(arguments)
     try:
-        _train(arguments)
+        return _train_or_tell(arguments)
     except (
         *(RecipeError, RunError, TrainingError, DeviceError, SourceError),
         *(checkpoint.CheckpointError, models.ModelError, models.MissingWeights),
     ) as error:
         print(error, file=sys.stderr)  # noqa: T201 - the command line's own output
         return 2
-    except KeyboardInterrupt:  # while faces are read
-        print("interrupted: nothing was trained yet", file=sys.stderr)  # noqa: T201 - the command line's own output
+
+
+def _train_or_tell(arguments: argparse.Namespace) -> int:
+    """Train; return 130 where that was interrupted, once it is told what there is to go on with."""
+    try:
+        _train(arguments)
+    except KeyboardInterrupt:
+        told = "nothing is trained and kept yet, so the same command begins anew"
+        run = Run(expanded(arguments.out)) if arguments.out is not None else None
+        if run is not None and run.has("last.ckpt"):
+            done = len(run.history())
+            told = (
+                f"{recipes.in_epochs(done)} {'is' if done == 1 else 'are'} trained, and the same command with --out "
+                f"{shlex.quote(str(run.path))} goes on from its last checkpoint"
+            )
+        print(f"interrupted: {told}", file=sys.stderr)  # noqa: T201 - the command line's own output
         return 130
     return 0
 
@@ -1567,6 +1582,7 @@ def _train(arguments: argparse.Namespace) -> None:
         check_faces(recipe, splits)
         if ranks.rank == 0:
             run = Run.create(arguments.out, label=recipe.name)
+            arguments.out = str(run.path)
         if distributed:
             dist.barrier()
         if ranks.rank != 0:
@@ -1575,12 +1591,7 @@ def _train(arguments: argparse.Namespace) -> None:
         def tell(line: str) -> None:
             print(line, flush=True)  # noqa: T201 - the command line's own output
 
-        try:
-            fit(recipe, splits, run, device=arguments.device, resume=resume, log=tell)
-        except KeyboardInterrupt:
-            again = f"the same command with --out {shlex.quote(str(run.path))} goes on from its last checkpoint"
-            print(f"interrupted: {again}", file=sys.stderr)  # noqa: T201 - the command line's own output
-            raise SystemExit(130) from None
+        fit(recipe, splits, run, device=arguments.device, resume=resume, log=tell)
         if ranks.rank == 0:
             tell(f"run: {Path(run.path).resolve()}")
     finally:

@@ -17,6 +17,7 @@ from typing import Any
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -25,6 +26,7 @@ from fer_utils import recipe as recipes
 from fer_utils.augment import augment
 from fer_utils.devices import choose_precision
 from fer_utils.faces import Faces, Splits
+from fer_utils.files import ROOT
 from fer_utils.prediction import predict
 from fer_utils.preprocessing import Preprocessing
 from fer_utils.recipe import Recipe
@@ -110,7 +112,9 @@ def test_a_resumed_training_is_the_uninterrupted_one_to_the_byte(
     assert list(whole.history()["epoch"]) == [1, 2, 3]
 
 
-def test_a_trained_run_whose_last_checkpoint_is_gone_is_not_trained_anew(splits: Splits, tmp_path: Path) -> None:
+def test_a_trained_run_whose_last_checkpoint_is_gone_is_not_trained_anew(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = fit(tiny(epochs=2), splits, Run.create(tmp_path / "run"), device="cpu", log=silent)
     kept = {name: run.file(name).read_bytes() for name in ("best.ckpt", "history.csv", "recipe.yaml")}
     run.file("last.ckpt").unlink()
@@ -119,7 +123,23 @@ def test_a_trained_run_whose_last_checkpoint_is_gone_is_not_trained_anew(splits:
             fit(tiny(epochs=2), splits, run, device="cpu", log=silent, resume=resume)
         with pytest.raises(RunError, match="is gone"):
             training.check(tiny(epochs=2), run=run.path, resume=resume)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        with pytest.raises(RunError, match="is gone"):
+            training.check(tiny(epochs=2), out="~/run", resume=resume)
     assert {name: run.file(name).read_bytes() for name in kept} == kept
+
+
+def test_a_directory_of_something_else_is_refused_before_faces_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read(*_: object, **__: object) -> None:
+        pytest.fail("faces were read")
+
+    monkeypatch.setattr(sources, "load", read)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").touch()
+    assert training.main(["--data", "synthetic", "--out", str(tmp_path / "mine")]) == 2
+    assert "mine is there already and is no run" in capsys.readouterr().err
 
 
 def test_a_training_that_ended_between_the_files_of_its_first_epoch_begins_anew(splits: Splits, tmp_path: Path) -> None:
@@ -147,6 +167,8 @@ def test_a_disk_that_fills_is_told_and_the_training_goes_on_later(splits: Splits
     try:
         with pytest.raises(RunError, match=r"run: a file cannot be read or written .*File too large.* goes on"):
             fit(recipe, splits, run, device="cpu", log=silent)
+        with pytest.raises(RunError, match=r"new: a file .*, and the same training begins anew"):
+            fit(recipe, splits, Run.create(tmp_path / "new"), device="cpu", log=silent)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     fit(recipe, splits, run, device="cpu", log=silent)
@@ -197,6 +219,25 @@ def test_03_counts_the_epochs_that_it_trains_itself(splits: Splits, tmp_path: Pa
             exec(compile(source, "03_train.ipynb", "exec"), names)
     assert re.fullmatch(r"Trained: 1 epoch, .* images/s\. The run had 1 epoch before, which it keeps\.", told[0])
     assert told[1] == "**This run was trained already**, with 2 epochs: what it holds is shown."
+
+
+def test_03_tells_how_validation_went_from_the_first_epoch_to_the_best(splits: Splits) -> None:
+    cells = nbformat.read(NOTEBOOKS / "03_train.ipynb", 4).cells
+    (source,) = (cell.source for cell in cells if "Guessing the most frequent emotion" in cell.source)
+    told: list[str] = []
+    for accuracies, start in (
+        ([0.15, 0.5, 0.4], "went from 15.0% in the first epoch to **50.0%** in epoch 2, with 60.0%"),
+        ([0.15, 0.15], "was **15.0%** in the first epoch and no higher later, with 50.0%"),
+        ([0.15], "was **15.0%** in the first epoch, with 50.0%"),
+    ):
+        epochs = range(1, len(accuracies) + 1)
+        history = pd.DataFrame(
+            {"epoch": epochs, "val_accuracy": accuracies, "train_accuracy": [0.4 + 0.1 * epoch for epoch in epochs]}
+        )
+        exec(source, {"history": history, "splits": splits, "Markdown": str, "display": told.append})
+        assert told[-1].startswith(
+            f"Validation accuracy {start} in training. Guessing the most frequent emotion would score "
+        )
 
 
 def test_a_resumed_training_needs_no_imagenet_weights(
@@ -812,16 +853,49 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     assert Run.open(tmp_path / "run").has("last.ckpt")
 
 
-def test_ctrl_c_before_the_training_is_a_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_ctrl_c_says_what_is_kept(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*_: object, **__: object) -> Splits:
         raise KeyboardInterrupt
 
+    run = tmp_path / "run"
+    command = ["--data", "synthetic:400", "--device", "cpu", "--out", str(run)]
+    command += ["--set", "width=0.125", "image_size=24", "epochs=2"]
+    anew = "interrupted: nothing is trained and kept yet, so the same command begins anew\n"
+    with monkeypatch.context() as patch:
+        patch.setattr(training.sources, "load", interrupted)
+        assert training.main(command) == 130
+        assert capfd.readouterr().err == anew
+        assert not run.exists()
+    monkeypatch.setattr(training.sources, "load", lambda *_, **__: splits)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_step", interrupted)
+        assert training.main(command) == 130
+        assert capfd.readouterr().err == anew, "the first epoch was not finished"
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "fit", functools.partial(fit, stop_after=1))
+        assert training.main(command) == 0
     monkeypatch.setattr(training.sources, "load", interrupted)
-    assert training.main(["--data", "synthetic:400", "--device", "cpu", "--out", str(tmp_path / "run")]) == 130
-    assert capsys.readouterr().err == "interrupted: nothing was trained yet\n"
-    assert not (tmp_path / "run").exists()
+    assert training.main(command) == 130
+    told = f"interrupted: 1 epoch is trained, and the same command with --out {run} goes on from its last checkpoint\n"
+    assert capfd.readouterr().err == told
+    # What cannot be gone on with is not said to be.
+    Run.open(run).file("history.csv").write_text("a;b\n")
+    assert training.main(command) == 2
+    assert "history.csv is damaged" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["training", "export", "box", "suite"])
+def test_ctrl_c_while_torch_is_imported_is_a_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    command = [sys.executable, "-m", f"fer_utils.{name}", "run", "name"]
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stderr == "interrupted\n"
+    assert done.returncode in (130, -signal.SIGINT)
 
 
 def test_a_run_below_a_file_is_told(tmp_path: Path) -> None:
