@@ -364,7 +364,15 @@ pre { background: var(--paper); border: 1px solid var(--line); border-radius: .4
   font-size: .85rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 details { margin: .5rem 0; } summary { cursor: pointer; color: var(--accent); }
 a { color: var(--accent); }
-@media print { body { background: #fff; } figure, .card { break-inside: avoid; } details { display: block; } }
+@media print {
+  body { background: #fff; }
+  h2, summary { break-after: avoid; }
+  figure, .card, tr { break-inside: avoid; }
+  figure img { max-height: 19cm; }
+  .scroll { overflow: visible; }
+  details::details-content { content-visibility: visible; }
+  summary { list-style: none; }
+}
 """
 
 

@@ -93,7 +93,8 @@ def run_notebooks(
         SourceError: there are no faces at ``data``; nothing has been run or written.
         DeviceError: ``device`` is not there; nothing has been run or written.
         ModelError, TrainingError: 03 could not train this; nothing has been run or written.
-        RunError: ``out`` holds something else, or another training.
+        RunError: ``out`` holds something else, or another training or one of other faces; nothing has been run or
+            written.
         SuiteError: a notebook failed. The message names it and where its executed part lies.
     """
     tell = _Teller(log)
@@ -108,13 +109,26 @@ def run_notebooks(
         taken |= _check_as_it_does(folder / f"{name}.ipynb", asked)
     # As 03 does it, before 01 and 02 write: devices, layers, and a run that holds another training.
     how = {key: taken[key] for key in ("device", "processes", "resume") if key in taken}
+    out = None if out is None else expanded(out)
     training.check(wanted, out=out, **how)
+    held = Run.open(out) if out is not None and (out / "run.json").is_file() else None
+    if (held and held.has("env.json")) or wanted.teacher or wanted.starts:
+        # Whether these runs were trained on the same faces, only the faces tell; the notebooks find them in the cache.
+        splits = sources.load(
+            data,
+            val_fraction=wanted.val_fraction,
+            split_seed=wanted.split_seed,
+            on_bad=taken.get("on_bad") or "raise",
+        )
+        training.check_faces(wanted, splits)
+        if held:
+            held.for_faces(splits.fingerprint())
 
     if out is None:
         label = re.sub(r"[^\w.-]+", "-", f"{Path(data).stem or data}-{Path(recipe).stem}")
         out = runs.OUTPUTS / f"suite-{label}-{dt.datetime.now():%Y%m%d-%H%M%S}"
     # Absolute, since the notebooks may be told of it from another directory.
-    run = Run.create(expanded(out).resolve())
+    run = Run.create(out.resolve())
     given |= {"run": str(run.path), "out": str(run.path)}
     tell.line(f"{len(names)} notebooks, data {data}, recipe {recipe}, {recipes.length(wanted)}")
     if parameters:

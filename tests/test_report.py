@@ -150,6 +150,17 @@ def test_long_names_do_not_widen_the_page(trained: Run) -> None:
     assert re.search(r"^h1, p, li \{ overflow-wrap: anywhere; \}$", page.style, re.MULTILINE)
 
 
+def test_on_paper_nothing_is_folded_away_and_no_heading_stands_alone(trained: Run) -> None:
+    style = Page(report.write(trained).read_text(encoding="utf-8")).style
+    printed = style.partition("@media print {")[2]
+    # Nobody can unfold a sheet of paper: the scores of the other sets, of each emotion, and the recipe are printed.
+    assert "details::details-content { content-visibility: visible; }" in printed
+    # A heading stays with what is below it, which a figure as high as the page would not let it.
+    assert "h2, summary { break-after: avoid; }" in printed
+    assert "figure, .card, tr { break-inside: avoid; }" in printed
+    assert "figure img { max-height: 19cm; }" in printed
+
+
 @pytest.mark.parametrize(("seconds", "told"), [(0.6, "1 second"), (1.6, "2 seconds"), (90, "2 minutes")])
 def test_durations_are_told_in_words(seconds: float, told: str, run: Run) -> None:
     run.history().assign(total_seconds=seconds).to_csv(run.file("history.csv"), index=False)

@@ -4,6 +4,7 @@ import base64
 import html.parser
 import json
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -152,8 +153,9 @@ def test_make_passes_every_setting_to_the_suite() -> None:
         capture_output=True,
         text=True,
     ).stdout
-    assert '--recipe "dense_head"' in printed
-    assert '--set "weights=none" --set "image_size=64"' in printed
+    words = shlex.split(printed)
+    assert words[words.index("--recipe") + 1] == "dense_head"
+    assert words[-4:] == ["--set", "weights=none", "--set", "image_size=64"]
 
 
 def test_a_failing_notebook_stops_the_suite_and_says_where(folder: Path, tmp_path: Path) -> None:
@@ -240,6 +242,26 @@ def test_another_training_than_the_run_holds_is_told_before_the_first_runs(
     with pytest.raises(RunError, match="resume true continues a training"):
         suite.run_notebooks("synthetic:600", parameters={"resume": "true"})
     assert sorted(run.path.iterdir()) == before
+
+
+def test_other_faces_than_those_of_a_training_are_told_before_the_first_runs(
+    tiny_recipe: Recipe, synthetic_splits: Splits, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(tiny_recipe.dump())
+    run = Run.create(tmp_path / "run")
+    training.fit(tiny_recipe, synthetic_splits, run, device="cpu", log=lambda _: None)
+    run.file("01_explore.ipynb").write_text("as it was executed")
+    before = {path: path.stat().st_mtime_ns for path in [*tmp_path.iterdir(), *run.path.iterdir()]}
+    given = {"epochs": tiny_recipe.epochs, "recipe": str(tmp_path / "tiny.yaml")}
+    with pytest.raises(RunError, match="run was trained on other faces or another cut of them"):
+        suite.run_notebooks("synthetic:500", out=run.path, **given)
+    # Nor may they be those of a teacher: it would give this training's test faces away.
+    with pytest.raises(training.TrainingError, match=f"teacher {run.path} was trained on other faces"):
+        suite.run_notebooks("synthetic:500", out=tmp_path / "new", parameters={"teacher": str(run.path)}, **given)
+    assert {path: path.stat().st_mtime_ns for path in [*tmp_path.iterdir(), *run.path.iterdir()]} == before
+    # The same faces go on in it.
+    same = {"data": "synthetic:600", "out": run.path, "folder": folder, "names": ("1_first",)}
+    assert suite.run_notebooks(**same, **given, log=lambda _: None).has("given.json")
 
 
 def test_a_directory_that_holds_something_else_is_left_alone(folder: Path, tmp_path: Path) -> None:
