@@ -194,7 +194,9 @@ def _evaluation(run: Run, splits: Splits) -> Evaluation:
     try:
         return evaluation.load_evaluation(run, splits)
     except EvaluationError as error:
-        raise EvaluationError(f"run {run.path}: {error}. Runs that are compared need the same faces and cut") from error
+        raise EvaluationError(
+            f"run {run.path}: {error}. Runs that are compared need the same faces, val_fraction and split_seed"
+        ) from error
 
 
 def _label(recipe: Recipe, every: Sequence[Recipe]) -> tuple[str, bool]:

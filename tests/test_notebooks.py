@@ -233,9 +233,14 @@ def test_each_notebook_runs_from_its_own_directory_with_every_way_to_give_parame
     tiny: Path, tmp_path: Path
 ) -> None:
     run, values = tmp_path / "run", tmp_path / "values.yaml"
+    # Figures that an earlier call left, of other faces or another recipe, are not taken for those of this one.
+    figures = Run.create(run).path / "figures"
+    figures.mkdir()
+    for name in ("near_copies", "augment_mixed", "mine"):
+        (figures / f"{name}.png").write_bytes(b"of an earlier call")
     values.write_text(yaml.safe_dump({"run": str(run), "data": "synthetic:600", "recipe": str(tiny), "epochs": 1}))
     ways = {
-        "01_explore": ["-p", "data", "synthetic:600", "-p", "out", str(run)],
+        "01_explore": ["-p", "data", "synthetic:600", "-p", "out", str(run), "-p", "near", "false"],
         "02_augment": ["-y", f'{{data: "synthetic:600", run: "{run}", recipe: "{tiny}"}}'],
         "03_train": ["-f", str(values)],
         "04_evaluate": ["-r", "run", str(run), "-p", "train_matrix", "true"],
@@ -249,7 +254,8 @@ def test_each_notebook_runs_from_its_own_directory_with_every_way_to_give_parame
         )
         assert done.returncode == 0, done.stderr[-3000:]
     complete(Run.open(run), epochs=1)
-    assert (run / "figures" / "confusion_matrix_train.png").is_file()
+    assert (figures / "confusion_matrix_train.png").is_file()
+    assert [path.stem for path in figures.iterdir() if path.read_bytes() == b"of an earlier call"] == ["mine"]
 
 
 @pytest.mark.parametrize(
@@ -288,7 +294,7 @@ def test_05_answers_folders_and_tables(kind: str, suite_run: tuple[Run, str], tm
         for number, face in enumerate(faces):
             Image.fromarray(face).save(source / f"{number}.png")
         shutil.copy(Path(skimage.data.__file__).parent / "astronaut.png", source)
-        (source / "bad.jpg").write_text("no picture")
+        (source / "<b>.jpg").write_text("no picture")
     else:
         source, expected = tmp_path / f"df_test.{kind}", 5
         rows = faces.reshape(5, -1)
@@ -306,9 +312,33 @@ def test_05_answers_folders_and_tables(kind: str, suite_run: tuple[Run, str], tm
     assert np.isin(numbers, range(-1, 7)).all()
     assert (numbers == -1).sum() == (kind == "folder")
     assert {path.stem for path in out.glob("*.png")} == {*(f"picture_{n}" for n in range(1, 5)), "faces", "emotions"}
+    outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
+    tables = "".join(output.get("data", {}).get("text/html", "") for output in outputs)
+    # A file's name is text, whatever it looks like: in the table, and in the one of what could not be read.
+    assert tables.count("&lt;b&gt;.jpg") == 2 * (kind == "folder")
+    assert "<b>" not in tables
     # No browser, no button.
-    kinds = {kind for cell in done.cells for output in cell.get("outputs", []) for kind in output.get("data", {})}
+    kinds = {kind for output in outputs for kind in output.get("data", {})}
     assert "application/vnd.jupyter.widget-view+json" not in kinds
+
+
+def test_05_removes_its_figures_of_an_earlier_call_and_nothing_else(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("picture_1.png", "picture_12.png", "faces.png", "emotions.png", "picture_of_me.png", "faces.txt"):
+        Image.fromarray(synthetic.generate(300).test.images[0]).save(out / name, "png")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    notebook, done = NOTEBOOKS / "05_predict.ipynb", tmp_path / "05.ipynb"
+    # What is looked at is not overwritten.
+    given = {"input": str(out), "run": "fast", "out": str(out), "shown": 1}
+    with pytest.raises(PapermillExecutionError, match="is part of the input, and a figure would take its place"):
+        papermill.execute_notebook(notebook, done, given, progress_bar=False)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    given["input"] = str(out / "picture_of_me.png")
+    papermill.execute_notebook(notebook, done, given, progress_bar=False)
+    answers = {"predictions.parquet", "predictions.csv", "test_prediction.npy"}
+    assert {path.name for path in out.iterdir()} == {"picture_1.png", "picture_of_me.png", "faces.txt", *answers}
+    assert (out / "picture_1.png").read_bytes() != before["picture_1.png"]
 
 
 @pytest.mark.real
@@ -344,11 +374,13 @@ def test_06_compares_runs_on_the_faces_of_their_training(
     # Nothing but the run tells which faces these are.
     monkeypatch.delenv("FER_DATA", raising=False)
     given = {"runs": str(suite_run[0].path), "out": str(tmp_path / "out")}
-    papermill.execute_notebook(NOTEBOOKS / "06_compare.ipynb", tmp_path / "06.ipynb", given, progress_bar=False)
+    done = papermill.execute_notebook(NOTEBOOKS / "06_compare.ipynb", tmp_path / "06.ipynb", given, progress_bar=False)
     table = pd.read_csv(tmp_path / "out" / "comparison.csv")
     assert table["recipe"].tolist() == ["tiny"]
     accuracy = suite_run[0].read_json("metrics.json")["scores"]["test"]["none"]["accuracy"]["value"]
     assert float(table["accuracy"][0]) == pytest.approx(100 * accuracy, abs=0.05)
+    outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
+    assert any("There is one system" in output.get("data", {}).get("text/markdown", "") for output in outputs)
 
 
 def test_06_trains_recipes_and_compares_them(tiny: Path, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from matplotlib.text import Text
 from PIL import Image
 from test_plots_evaluation import texts as visible
 
+from fer_utils.detection import Box
 from fer_utils.emotions import EMOTIONS
 from fer_utils.faces import Faces, Splits
-from fer_utils.inference import Prediction
+from fer_utils.inference import Face, Prediction
 from fer_utils.plots import data, inference, style, training
 
 NOTE = " (synthetic faces)"
@@ -128,6 +129,21 @@ def test_a_picture_of_16_bits_is_drawn_in_its_greys() -> None:
     eight, sixteen = drawn
     assert np.array_equal(sixteen, eight)
     assert np.array_equal(eight[..., 0], greys)
+
+
+@pytest.mark.parametrize("size", [(2400, 300), (600, 900)])
+def test_labels_at_a_pictures_edges_are_not_cut_off(size: tuple[int, int]) -> None:
+    boxes = [Box(0, 0, 200, 200), Box(size[0] - 200, 10, size[0], 210)]
+    sure = dict.fromkeys(EMOTIONS, 0.0) | {"surprise": 1.0}
+    faces = tuple(Face(box, "surprise", sure, np.zeros((48, 48), np.uint8)) for box in boxes)
+    figure = inference.answer(Image.new("RGB", size), Prediction("wide.png", None, None, faces, size))
+    figure.draw_without_rendering()
+    (axes,) = figure.subfigs[0].axes
+    for text in axes.texts:
+        box = text.get_window_extent()
+        assert axes.bbox.x0 <= box.x0 + 1, text
+        assert box.x1 - 1 <= axes.bbox.x1, text
+        assert box.y1 - 1 <= axes.bbox.y1, text
 
 
 def test_curves_and_bars_have_labelled_axes(synthetic_splits: Splits) -> None:

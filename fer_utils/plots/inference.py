@@ -22,6 +22,8 @@ MOST_FACES: Final = 5
 """Faces of one picture that are shown in full, the largest first."""
 _SIDE: Final = 1000
 """Pixels of a picture's longer side in a figure."""
+_LABEL: Final = 0.07
+"""Height of a label in a picture, as a share of the picture's longer side."""
 
 
 @styled
@@ -58,14 +60,18 @@ def answer(picture: Image.Image | None, prediction: Prediction, title: str | Non
     shown.thumbnail((_SIDE, _SIDE))
     axes.imshow(shown, interpolation="bilinear")
     scale = shown.width / picture.width
+    if any(face.box.top * scale < _LABEL * max(shown.size) for face in faces):
+        axes.set_ylim(shown.height - 0.5, -_LABEL * max(shown.size))  # room for a label above the picture
     for number, face in enumerate(faces, start=1):
         box, color = face.box, EMOTION_COLORS[face.label]
         x, y, side = box.left * scale, box.top * scale, (box.right - box.left) * scale
         axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor="white", linewidth=4))
         axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=color, linewidth=2))
+        at_the_right = x + side / 2 > 0.75 * shown.width
         axes.text(
-            *(x, y),
+            *(x + side if at_the_right else x, y),
             f"{number} {face.label}",
+            ha="right" if at_the_right else "left",
             color="white",
             fontsize=9,
             va="bottom",
