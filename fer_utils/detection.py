@@ -105,7 +105,8 @@ def find_faces(grey: Grey) -> list[Box]:
 
 def _square(x: float, y: float, side: float, width: int, height: int) -> Box:
     """A square about a centre, moved into the picture where it stands out, and no larger than it."""
-    pixels = max(1, min(round(side), width, height))
+    side = min(side, width, height)
+    pixels = max(1, round(side))
     left = min(max(round(x - side / 2), 0), width - pixels)
     top = min(max(round(y - side / 2), 0), height - pixels)
     return Box(left, top, left + pixels, top + pixels)

@@ -159,6 +159,21 @@ def test_layouts_of_maps_and_kernels_change_nothing(layout: torch.memory_format)
 
 
 @pytest.mark.usefixtures("amx")
+def test_a_part_of_a_batch_is_its_own_and_not_the_first() -> None:
+    _, made = pair(24, 24, 3, 1)
+    both = torch.randn(16, 24, 3, 3).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    gradients = torch.randn(16, 24, 3, 3).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    expected = results(made, both[8:].clone(), gradients[8:].clone())
+    part = both[8:].requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = made(part)
+    for mine, first in zip(
+        (output, *torch.autograd.grad(output, (part, made.weight), gradients[8:])), expected, strict=True
+    ):
+        assert torch.equal(mine.double(), first)
+
+
+@pytest.mark.usefixtures("amx")
 def test_frozen_kernels_and_inputs_get_no_gradient() -> None:
     _, made = pair(24, 24, 3, 1)
     made.requires_grad_(False)
@@ -185,7 +200,7 @@ def test_everything_else_is_the_stock_convolution(case: str, taken: list[str]) -
     if case == "meta":
         maps, stock, made = maps.to("meta"), stock.to("meta"), made.to("meta")
     dtype = torch.float16 if case == "float16" else torch.bfloat16
-    with torch.autocast("cpu", dtype, enabled=case not in ("float32", "float64")):
+    with torch.autocast("cpu", dtype, enabled=case != "float32"):
         expected, output = stock(maps), made(maps)
     expected.sum().backward()
     output.sum().backward()
@@ -198,11 +213,32 @@ def test_everything_else_is_the_stock_convolution(case: str, taken: list[str]) -
         assert case == "meta" or torch.equal(ours, theirs)
 
 
+@pytest.mark.usefixtures("amx")
+def test_outside_of_training_it_is_the_stock_convolution(taken: list[str]) -> None:
+    stock, made = pair(24, 24, 3, 1)
+    maps = torch.randn(8, 24, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            assert torch.equal(made(maps), stock(maps))
+        made.requires_grad_(False)
+        assert torch.equal(made(maps), stock(maps))
+    assert not taken
+
+
+@pytest.mark.usefixtures("amx")
+def test_maps_without_pixels_are_refused_as_ever() -> None:
+    _, made = pair(24, 24, 3, 1)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+        made(torch.randn(8, 24, 0, 3))
+
+
+@pytest.mark.usefixtures("amx")
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 def test_an_export_sees_the_stock_operation(taken: list[str]) -> None:
     _, made = pair(24, 24, 3, 1)
     maps = torch.randn(8, 24, 3, 3)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    # With gradients, as a training is compiled: without them the stock operation is taken anyway.
+    with torch.autocast("cpu", torch.bfloat16):
         exported = torch.export.export(made.eval(), (maps,))
         traced = torch.jit.trace(made, maps, check_trace=False)
     assert not taken
@@ -212,6 +248,13 @@ def test_an_export_sees_the_stock_operation(taken: list[str]) -> None:
 
 def nodes(module: nn.Module) -> list[torch.fx.Node]:
     return list(module.graph.nodes) if isinstance(module, torch.fx.GraphModule) else []
+
+
+class Doubled(nn.Conv2d):
+    """Somebody's own convolution."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
 
 
 def test_only_what_it_suits_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,10 +272,11 @@ def test_only_what_it_suits_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
         nn.Conv2d(16, 16, 3, 1, 1, dilation=2, bias=False),
         nn.Conv2d(16, 16, 3, 1, 1, padding_mode="reflect", bias=False),
         nn.Conv2d(16, 16, 3, 1, "same", bias=False),
+        Doubled(16, 16, 3, 1, 1, bias=False),
     ]
     fast(nn.Sequential(*suited, *others))
     assert [type(module) for module in suited] == [SmallMapConv2d] * 2
-    assert [type(module) for module in others] == [nn.Conv2d] * len(others)
+    assert not any(isinstance(module, SmallMapConv2d) for module in others)
 
 
 def test_parameters_stay_the_same_objects_under_the_same_names() -> None:

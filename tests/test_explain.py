@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torchvision.models import VisionTransformer
 
 from fer_utils import explain, models
 from fer_utils.emotions import EMOTIONS
@@ -73,6 +74,8 @@ def test_grad_cam_points_to_the_mouth(trained: tuple[nn.Module, Preprocessing]) 
     assert maps.min() >= 0
     assert maps.max() <= 1
     assert np.median(share_in_mouth(maps)) > 1.3
+    # Each face is asked about its own emotion, whatever the batches.
+    assert np.abs(maps - explain.grad_cam(*trained, images, targets)).max() < 0.01
 
 
 def test_occlusion_points_to_the_mouth(trained: tuple[nn.Module, Preprocessing]) -> None:
@@ -128,26 +131,33 @@ def test_occlusion_is_the_mean_fall_over_the_squares_that_cover_a_pixel() -> Non
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return functional.pad(x[:, 0, 0, :1] * self.weight, (0, 6))
 
-    image = np.zeros((1, 48, 48), np.uint8)
+    image = np.full((1, 48, 48), 51, np.uint8)
     image[0, 0, 0] = 255
     preprocessing = Preprocessing(48, 1, (0.0,), (1.0,))
     first = np.zeros(1, np.int64)
     maps = explain.occlusion(Corner(), preprocessing, image, first, patch=24, stride=12)
     plain = np.exp(1) / (np.exp(1) + 6)
-    # The mean grey of this face is 0, so covering the pixel leaves a probability of 1/7.
-    fall = plain - 1 / 7
+    # The mean grey of this face is 51, so covering the pixel leaves a logit of 0.2.
+    fall = plain - np.exp(0.2) / (np.exp(0.2) + 6)
     assert maps[0, 0, 0] == pytest.approx(fall, abs=1e-6)
     # One of the four squares over this pixel covers the corner too; none of those over the last.
     assert maps[0, 20, 20] == pytest.approx(fall / 4, abs=1e-6)
-    assert maps[0, 47, 47] == 0
+    assert maps[0, 47, 47] == pytest.approx(0, abs=1e-6)
+    whole = explain.occlusion(Corner(), preprocessing, image, first, patch=48, stride=48)
+    assert whole == pytest.approx(np.full((1, 48, 48), fall), abs=1e-6)
+    # The last squares end at the edge where the strides do not.
+    assert np.isfinite(explain.occlusion(Corner(), preprocessing, image, first, patch=10, stride=7)).all()
 
 
 def test_the_network_is_left_as_it_was(trained: tuple[nn.Module, Preprocessing]) -> None:
     model, preprocessing = trained
     images, _ = drawn(2, seed=7)
+    evaluated = explain.grad_cam(model, preprocessing, images)
     model.train()
-    explain.grad_cam(model, preprocessing, images)
-    assert all(module.training for module in model.modules())
+    # As where batch norm is frozen.
+    frozen = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d)).eval()
+    assert np.array_equal(explain.grad_cam(model, preprocessing, images), evaluated)
+    assert [module for module in model.modules() if not module.training] == [frozen]
     model.eval()
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
@@ -168,14 +178,58 @@ def test_wrong_arguments_are_refused(trained: tuple[nn.Module, Preprocessing]) -
             explain.grad_cam(*trained, images, wrong)
         with pytest.raises(ValueError, match="targets must be 2"):
             explain.occlusion(*trained, images, wrong)
-    with pytest.raises(ValueError, match="stride"):
-        explain.occlusion(*trained, images, patch=8, stride=9)
+    for patch, stride in ((8, 9), (8, 0), (49, 4)):
+        with pytest.raises(ValueError, match=f"and stride 1 to patch, not {patch} and {stride}"):
+            explain.occlusion(*trained, images, patch=patch, stride=stride)
 
 
 def test_no_faces_give_no_maps(trained: tuple[nn.Module, Preprocessing]) -> None:
     none = np.empty((0, 48, 48), np.uint8)
     assert explain.grad_cam(*trained, none).shape == (0, 48, 48)
     assert explain.occlusion(*trained, none).shape == (0, 48, 48)
+
+
+def test_both_maps_are_there_but_for_networks_without_a_convolutional_stage(
+    trained: tuple[nn.Module, Preprocessing],
+) -> None:
+    images, _ = drawn(2, seed=11)
+    both = explain.maps(*trained, images, stride=12)
+    assert list(both) == ["Grad-CAM", "occlusion"]
+    assert np.array_equal(both["Grad-CAM"], explain.grad_cam(*trained, images))
+    assert np.array_equal(both["occlusion"], explain.occlusion(*trained, images, stride=12))
+    transformer = VisionTransformer(48, 24, num_layers=1, num_heads=1, hidden_dim=8, mlp_dim=8, num_classes=7)
+    colour = Preprocessing(48, 3, (0.5,) * 3, (0.5,) * 3)
+    assert list(explain.maps(transformer, colour, images, stride=12)) == ["occlusion"]
+
+
+def test_another_stage_gives_a_finer_map(trained: tuple[nn.Module, Preprocessing]) -> None:
+    images, targets = drawn(4, seed=12)
+    last = explain.grad_cam(*trained, images, targets)
+    named = explain.grad_cam(*trained, images, targets, layer=models.target_layer(trained[0]))
+    finer = explain.grad_cam(*trained, images, targets, layer=trained[0].get_submodule("layer2"))
+    assert np.array_equal(named, last)
+    steps = [np.abs(np.diff(maps, 2, axis=1)).mean() for maps in (last, finer)]
+    assert steps[1] > 1.5 * steps[0]
+
+
+def test_random_weights_are_those_of_their_seed_and_leave_torch_s_generator_alone(tiny_recipe: Recipe) -> None:
+    model = models.build(tiny_recipe)
+    before = torch.get_rng_state()
+    first, again, other = (explain.randomized(model, seed).get_parameter("conv1.weight") for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_similarity_is_of_ranks() -> None:
+    maps = np.random.default_rng(0).random((2, 48, 48)).astype(np.float32)
+    assert explain.similarity(maps, np.exp(9 * maps)) == pytest.approx(1)
+    assert explain.similarity(maps, 1 - maps**3) == pytest.approx(-1)
+    assert np.isnan(explain.similarity(maps, np.zeros_like(maps))).all()
+    # Spearman's textbook example: 1 - 6 Σd² / n(n² - 1), of ten pairs whose ranks differ by Σd² = 194.
+    a = np.array([[106, 100, 86, 101, 99, 103, 97, 113, 112, 110]], np.float32)[..., None]
+    b = np.array([[7, 27, 2, 50, 28, 29, 20, 12, 6, 17]], np.float32)[..., None]
+    assert explain.similarity(a, b) == pytest.approx(-29 / 165)
 
 
 def test_examples_are_the_surest_of_each_emotion() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fer_utils.files import expanded, held_alone, replacing, write_json, write_text
+from fer_utils.files import expanded, held_alone, make_writable, printable, replacing, sha256, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -83,8 +83,45 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_text_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
-    write_text(tmp_path / "a.txt", "48×48 ±2 – 測")
-    assert (tmp_path / "a.txt").read_bytes() == "48×48 ±2 – 測".encode()
+    text, path = "48×48 ±2 – 測", tmp_path / "a.txt"
+    program = (
+        f"import pathlib; from fer_utils.files import write_text; write_text(pathlib.Path({str(path)!r}), {text!a})"
+    )
+    # Python would make UTF-8 of a locale without an encoding of its own.
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=plain)
+    assert path.read_bytes() == text.encode()
+
+
+def test_json_is_for_people_too(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"name": "Zoë 測", "of": [1]})
+    lines = (tmp_path / "a.json").read_text(encoding="utf-8").splitlines()
+    assert len(lines) > 3
+    assert lines[1].strip() == '"name": "Zoë 測",'
+
+
+def test_a_digest_is_the_published_one(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")  # FIPS 180's first example
+    assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_what_utf8_cannot_hold_is_written_out() -> None:
+    assert printable("Zoë\udce9.png").encode() == b"Zo\xc3\xab\\udce9.png"
+
+
+def test_a_folder_is_made_and_left_empty_or_refused(tmp_path: Path) -> None:
+    make_writable(tmp_path / "deep" / "er")
+    make_writable(tmp_path / "deep" / "er")
+    assert names(tmp_path / "deep" / "er") == []
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        make_writable(tmp_path / "file")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no folder that not even root can write to")
+def test_a_folder_that_takes_no_files_is_told() -> None:
+    with pytest.raises(OSError, match="/proc"):
+        make_writable(Path("/proc"))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, {"a": [1.0, -math.inf]}, object()])

@@ -539,7 +539,7 @@ def test_the_faces_of_two_photographs_are_found(classifier: Classifier) -> None:
         (found,) = answer.faces
         side = right - left
         for value, expected in zip(found.box, (left, top, right, bottom), strict=True):
-            assert abs(value - expected) < 0.2 * side
+            assert abs(value - expected) < 0.04 * side
         assert found.crop.shape == (48, 48)
         assert answer.label == found.label
 
@@ -556,6 +556,52 @@ def test_several_faces_the_largest_first(classifier: Classifier) -> None:
     assert [face.box.left > 250 for face in answer.faces] == [True, False]
     assert (answer.label, answer.probabilities) == (answer.faces[0].label, answer.faces[0].probabilities)
     assert "2 faces" in answer.message
+
+
+def resized(grey: np.ndarray, side: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(grey).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def test_a_face_is_found_where_it_is_however_large_the_photo() -> None:
+    grey = detection.to_grey(Image.fromarray(ASTRONAUT))
+    (alone,) = detection.find_faces(grey)
+    (found,) = detection.find_faces(resized(grey, 1536))
+    assert np.abs(np.array(found) / 3 - alone).max() < 0.1 * (alone.right - alone.left)
+    # A face of a thirtieth of the photo's width.
+    scene = np.full((600, 800), 128, np.uint8)
+    scene[400:546, 600:746] = resized(grey, 146)
+    (small,) = detection.find_faces(scene)
+    assert np.abs((np.array(small) - (600, 400, 600, 400)) / 146 * 512 - alone).max() < 20
+
+
+def test_a_face_within_a_face_is_a_part_of_it() -> None:
+    scene = np.array(Image.open(HOPPER).convert("L"))
+    (face,) = detection.find_faces(scene)
+    small = resized(np.asarray(Image.fromarray(ASTRONAUT).convert("L"))[40:190, 150:300], 60)
+    cheek, corner = scene.copy(), scene.copy()
+    cheek[110:170, 240:300] = corner[:60, :60] = small
+    (found,) = detection.find_faces(cheek)
+    assert np.abs(np.array(found) - face).max() < 20
+    assert len(detection.find_faces(corner)) == 2
+
+
+def test_a_photo_of_16_bits_is_searched_as_one_of_8() -> None:
+    grey = detection.to_grey(Image.fromarray(ASTRONAUT))
+    deep, plain = (Image.fromarray(pixels) for pixels in (grey.astype(np.uint16) * 256 + 200, grey))
+    (found,), (expected,) = inference.located(deep), inference.located(plain)
+    assert len(expected.boxes) == 1
+    assert found.boxes == expected.boxes
+    assert np.array_equal(found.crops[0], expected.crops[0])
+
+
+def test_an_opencv_without_its_detector_is_told(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cv2.data.haarcascades", str(tmp_path))
+    monkeypatch.setattr(detection, "_cascade", detection._cascade.__wrapped__)
+    assert inference.main([str(HOPPER), "--model", str(run.path)]) == 2
+    assert "comes without its face detector: pip install" in capsys.readouterr().err
+    assert inference.main([str(HOPPER), "--model", str(run.path), "--detect", "no"]) == 0
 
 
 def test_threads_find_the_faces_of_their_own_pictures() -> None:
@@ -592,6 +638,14 @@ def test_the_light_of_a_photo_hardly_matters() -> None:
     assert np.abs(crops[0] - crops[1]).mean() < 3
 
 
+def test_a_crop_shows_what_is_in_its_box() -> None:
+    grey = np.zeros((100, 140), np.uint8)
+    grey[10:58, 60:84], grey[10:58, 84:108] = 80, 160
+    crop = detection.cut_out(grey, detection.Box(60, 10, 108, 58))
+    assert (np.unique(crop[:, :24]).size, np.unique(crop[:, 24:]).size) == (1, 1)
+    assert crop[0, 0] < crop[0, -1]
+
+
 def test_a_face_of_48_pixels_is_left_as_it_is_and_another_equalised(face: np.ndarray) -> None:
     assert np.array_equal(crop_of(face), face)
     assert np.array_equal(crop_of(np.stack([face] * 3, axis=-1)), face)
@@ -611,10 +665,17 @@ def test_no_face_is_said_and_not_guessed(classifier: Classifier) -> None:
     assert answer.message.endswith("no face found")
 
 
+def filled() -> list[np.ndarray]:
+    """Pictures (150, 150) with nothing but a face."""
+    return [resized(np.rint(crop * 255).astype(np.uint8), 150) for crop in skimage.data.lfw_subset()[:20]]
+
+
 def test_a_face_that_fills_the_picture_is_found() -> None:
-    crops = [np.rint(crop * 255).astype(np.uint8) for crop in skimage.data.lfw_subset()[:20]]
-    enlarged = [np.asarray(Image.fromarray(crop).resize((150, 150), Image.Resampling.BICUBIC)) for crop in crops]
-    assert sum(bool(detection.find_faces(picture)) for picture in enlarged) >= 18
+    assert sum(bool(detection.find_faces(picture)) for picture in filled()) >= 18
+    # A square that is cut down to the picture's width is about the same centre.
+    tight = np.asarray(Image.open(HOPPER).convert("L"))[15:418, 160:365]
+    (found,), (wider,) = detection.find_faces(tight), detection.find_faces(np.pad(tight, 40, mode="edge"))
+    assert abs((found.top + found.bottom) / 2 + 40 - (wider.top + wider.bottom) / 2) < 5
 
 
 @pytest.mark.parametrize(
@@ -623,7 +684,12 @@ def test_a_face_that_fills_the_picture_is_found() -> None:
         (Image.new("L", (48, 48)), True),
         (Image.new("RGB", (48, 48)), True),
         (Image.new("RGB", (64, 56)), True),
+        (Image.new("RGB", (65, 65)), False),
         (Image.new("L", (112, 112)), True),
+        (Image.new("L", (128, 128)), True),
+        (Image.new("L", (129, 129)), False),
+        (Image.new("I;16", (112, 112)), True),
+        (Image.new("1", (112, 112)), True),
         (Image.new("L", (112, 100)), False),
         (Image.new("RGB", (112, 112)), False),
         (Image.new("L", (64, 40)), False),
@@ -647,8 +713,9 @@ def test_odd_sizes_are_searched_too(shape: tuple[int, int]) -> None:
 
 def test_boxes_lie_in_the_picture() -> None:
     grey = np.asarray(Image.fromarray(ASTRONAUT).convert("L"))
-    # The face at the picture's very edge.
-    for part in (grey[70:], grey[:, 180:], grey[:, :275], grey[:160]):
+    # The face at the picture's very edge, and beyond it.
+    turned = [np.ascontiguousarray(picture[:, ::-1]) for picture in filled()]
+    for part in (grey[70:], grey[:, 180:], grey[:, :275], grey[:160], *filled(), *turned):
         height, width = part.shape
         for found in detection.find_faces(part):
             assert 0 <= found.left < found.right <= width
