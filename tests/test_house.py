@@ -197,7 +197,9 @@ def test_the_pre_commit_checks_are_valid_and_installed() -> None:
 
 def make(*arguments: str) -> str:
     """What make would run."""
-    done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    # Where `make test` runs this, make would print which directory it enters.
+    command = ["make", "--no-print-directory", "-n", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout
 
 

@@ -4,8 +4,6 @@ import base64
 import html.parser
 import json
 import re
-import shlex
-import subprocess
 from pathlib import Path
 
 import nbformat
@@ -142,20 +140,6 @@ def test_what_is_set_is_what_is_told(folder: Path, tmp_path: Path, monkeypatch: 
     assert lines[0].endswith("1 notebooks, data synthetic:400, recipe narrow, 1 epoch")
     assert run.path.name.startswith("suite-synthetic-400-narrow-")
     assert json.loads(run.file("given.json").read_text())["recipe"] == "narrow"
-
-
-def test_make_passes_every_setting_to_the_suite() -> None:
-    # -n prints the command without running it; the stamp is taken as new so that nothing would be installed.
-    printed = subprocess.run(
-        ["make", "-n", "-o", ".venv/installed", "suite", "RECIPE=dense_head", "SET=weights=none image_size=64"],
-        cwd=suite.ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    words = shlex.split(printed)
-    assert words[words.index("--recipe") + 1] == "dense_head"
-    assert words[-4:] == ["--set", "weights=none", "--set", "image_size=64"]
 
 
 def test_a_failing_notebook_stops_the_suite_and_says_where(folder: Path, tmp_path: Path) -> None:
