@@ -29,7 +29,7 @@ from fer_utils import recipe as recipes
 from fer_utils.emotions import EMOTIONS
 from fer_utils.export import Engine, ExportError, TorchEngine, of_run, open_file, write_safetensors
 from fer_utils.faces import SIZE, Part, Splits
-from fer_utils.files import expanded, make_writable, sha256, write_json, write_text
+from fer_utils.files import expanded, make_writable, refusal, sha256, write_json, write_text
 from fer_utils.recipe import Recipe, RecipeError
 
 if TYPE_CHECKING:
@@ -563,7 +563,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:  # as of a disk that is full
-        print(f"a file cannot be read or written ({error}): make room or mend that", file=sys.stderr)
+        print(refusal(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -45,7 +45,7 @@ from fer_utils import recipe as recipes
 from fer_utils.devices import DeviceError, choose_device
 from fer_utils.emotions import EMOTIONS
 from fer_utils.faces import SIZE, Splits
-from fer_utils.files import expanded, make_writable, replacing, sha256, write_json
+from fer_utils.files import expanded, make_writable, refusal, replacing, sha256, write_json
 from fer_utils.prediction import predict
 from fer_utils.preprocessing import Preprocessing
 from fer_utils.recipe import Recipe, RecipeError
@@ -764,7 +764,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:  # as of a disk that is full
-        print(f"a file cannot be read or written ({error}): make room or mend that", file=sys.stderr)
+        print(refusal(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: what exports.json does not list is not checked", file=sys.stderr)

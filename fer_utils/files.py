@@ -36,6 +36,11 @@ def replacing(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def refusal(error: OSError) -> str:
+    """Return what to tell a person of a file that the system did not let be read or written, as on a full disk."""
+    return f"a file cannot be read or written ({error}): make room or mend that"
+
+
 def make_writable(folder: Path) -> None:
     """Make a folder where there is none, and see that files can be written there: before minutes of work are lost.
 

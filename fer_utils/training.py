@@ -39,7 +39,7 @@ from fer_utils.augment import Draws, MixDraws, augment, draw, epoch_order, mix, 
 from fer_utils.devices import DeviceError, Precision, autocast, choose_device, choose_precision, keep_freed_memory
 from fer_utils.emotions import NUM_EMOTIONS
 from fer_utils.faces import Faces, Splits, cut
-from fer_utils.files import expanded, held_alone, sha256
+from fer_utils.files import expanded, held_alone, refusal, sha256
 from fer_utils.prediction import TTA, predict
 from fer_utils.preprocessing import Preprocessing
 from fer_utils.recipe import Recipe, RecipeError
@@ -998,7 +998,7 @@ def fit(
             _fit(recipe, splits, run, ranks, device, precision, resume, on_epoch, log, stop_after)
     except OSError as error:
         raise RunError(
-            f"{run.path}: a file cannot be read or written ({error}): make room or mend that, and the same training "
+            f"{run.path}: {refusal(error)}, and the same training "
             f"{'goes on from its last checkpoint' if run.has('last.ckpt') else 'begins anew'}"
         ) from error
     return run
