@@ -122,6 +122,7 @@ def ablations(base: Recipe) -> dict[str, dict[str, Any]]:
         "cosine": {"schedule": "cosine"},
         "constant rate": {"schedule": "constant"},
         "AdamW": {"optimizer": "adamw", "lr": 3e-3, "weight_decay": 0.05},
+        "Muon": {"optimizer": "muon", "lr": 3e-3, "momentum": 0.95},
         "SGD": {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
         "SAM 0.05": {"sam": 0.05},
         "SAM 0.15": {"sam": 0.15},

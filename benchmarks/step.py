@@ -88,7 +88,7 @@ def bare_step(
             module.__class__ = nn.Conv2d  # type: ignore[assignment]
     memory = torch.channels_last if channels_last else torch.contiguous_format
     network = network.to(device, memory_format=memory)  # type: ignore[call-overload]
-    optimizer = training.make_optimizer(settings, network, fused=True)
+    optimizer = training.make_optimizer(settings, network, fused=True, precision=precision)
     inputs = torch.randn(batch, settings.channels, settings.image_size, settings.image_size)
     inputs = inputs.to(device, memory_format=memory)
     targets = torch.randint(0, 7, (batch,)).to(device)

@@ -212,7 +212,9 @@ class Recipe(_Strict):
     """Train on one of each group of copies; groups with conflicting labels are left out."""
 
     # The optimisation
-    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
+    optimizer: Literal["adam", "adamw", "muon", "sgd"] = "adamw"
+    """``muon`` moves convolution kernels by the orthogonal part of their momentum and the rest by AdamW, whose ``lr``
+    and ``weight_decay`` it has."""
     lr: float = Field(1e-3, gt=0)
     """Learning rate; with ``one_cycle`` and ``cosine`` the highest."""
     layer_lr: dict[str, float] = Field(default_factory=dict)

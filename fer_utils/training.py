@@ -40,6 +40,7 @@ from fer_utils.devices import DeviceError, Precision, autocast, choose_device, c
 from fer_utils.emotions import NUM_EMOTIONS
 from fer_utils.faces import Faces, Splits, cut
 from fer_utils.files import expanded, held_alone, refusal, sha256
+from fer_utils.muon import Muon
 from fer_utils.prediction import TTA, predict
 from fer_utils.preprocessing import Preprocessing
 from fer_utils.recipe import Recipe, RecipeError
@@ -246,9 +247,27 @@ class State:
         self.seconds, self.spent = held["seconds"], held.get("spent", 0.0)
 
 
-def make_optimizer(recipe: Recipe, model: nn.Module, *, fused: bool) -> torch.optim.Optimizer:
-    """Return the recipe's optimiser over ``model``'s parameters, in the groups of ``models.parameter_groups``."""
+def make_optimizer(
+    recipe: Recipe, model: nn.Module, *, fused: bool, precision: Precision = "float32"
+) -> torch.optim.Optimizer:
+    """Return the recipe's optimiser over ``model``'s parameters, in the groups of ``models.parameter_groups``.
+
+    Args:
+        recipe: names it, and its rates and decays.
+        model: whose parameters that are not frozen it moves.
+        fused: whether PyTorch's fused steps are there.
+        precision: of the training; Muon's large products have it, but for float16.
+    """
     groups = models.parameter_groups(model, recipe)
+    if recipe.optimizer == "muon":
+        return Muon(
+            *(groups, recipe.lr),
+            betas=recipe.betas,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+            precision=torch.float32 if precision == "float16" else getattr(torch, precision),
+            fused=fused,
+        )
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
             groups,
@@ -275,7 +294,8 @@ def make_state(recipe: Recipe, device: torch.device, precision: Precision, *, pr
     model = models.build(recipe, pretrained=pretrained)
     model = model.to(device=device, dtype=torch.float64 if precision == "float64" else torch.float32)
     model = _channels_last(model, device)
-    optimizer = make_optimizer(recipe, model, fused=device.type in ("cpu", "cuda") and precision != "float64")
+    fused = device.type in ("cpu", "cuda") and precision != "float64"
+    optimizer = make_optimizer(recipe, model, fused=fused, precision=precision)
     averaged = None
     if recipe.ema > 0:
         averaged = copy.deepcopy(model).eval().requires_grad_(False)

@@ -61,6 +61,7 @@ def test_each_ablation_changes_what_it_says_and_nothing_else() -> None:
     assert told["erasing 0.25"] == "augment.erasing.p=0.25"
     assert told["one size"] == "progressive=null"
     assert told["SGD"] == "optimizer=sgd lr=0.1 weight_decay=0.0005"
+    assert told["Muon"] == "optimizer=muon lr=0.003 momentum=0.95"
     assert told["AdamW"] == "lr=0.003"
     assert told["no clipping"] == "clip_norm=null"
     assert found["three times the weight decay"].weight_decay == pytest.approx(3 * base.weight_decay)

@@ -21,7 +21,7 @@ from fer_utils.files import ROOT
 
 # Each module imports only from those before it.
 ORDER = (
-    "files emotions faces sources audit recipe augment preprocessing devices convolution models runs checkpoint "
+    "files emotions faces sources audit recipe augment preprocessing devices convolution models muon runs checkpoint "
     "metrics prediction training evaluation comparison explain export box pictures detection inference plots report "
     "suite"
 ).split()

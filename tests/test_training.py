@@ -86,6 +86,7 @@ def assert_same_bytes(first: Run, second: Run) -> None:
         {"teacher": "TRAINED", "teacher_views": "flip", "balance": "sampling"},
         {"start": "TRAINED"},
         {"precision": "bfloat16", "optimizer": "adam", "schedule": "cosine", "cutmix": 1.0, "clip_norm": 1.0},
+        {"precision": "bfloat16", "optimizer": "muon", "momentum": 0.95, "schedule": "one_cycle"},
     ],
     ids=[
         "ema-one_cycle-mixup",
@@ -94,6 +95,7 @@ def assert_same_bytes(first: Run, second: Run) -> None:
         "teacher-asked-once",
         "start",
         "bfloat16-cosine-cutmix",
+        "bfloat16-muon",
     ],
 )
 def test_a_resumed_training_is_the_uninterrupted_one_to_the_byte(
