@@ -131,3 +131,34 @@ def test_the_recipes_precision_is_that_of_the_large_products() -> None:
         "float16": torch.float32,
         "float64": torch.float64,
     }
+
+
+def test_the_rate_of_a_group_is_followed_and_may_be_a_tensor() -> None:
+    start = torch.randn(2, 8, 8, 3, 3, generator=torch.Generator().manual_seed(0))
+    moved = {}
+    for lr in (0.1, 0.05, torch.tensor(0.05)):
+        kernel = nn.Parameter(start[0].clone())
+        optimizer = Muon([{"params": [kernel], "lr": 0.1, "weight_decay": 0.3, "name": "all"}], 0.1)
+        kernel.grad = start[1].clone()
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        moved[lr] = kernel.detach() - start[0]
+    torch.testing.assert_close(*[2 * way if lr == 0.05 else way for lr, way in list(moved.items())[:2]])
+    torch.testing.assert_close(*list(moved.values())[1:])
+
+
+def test_gradients_scaled_for_float16_do_not_reach_the_momentum() -> None:
+    gradients = torch.randn(3, 8, 8, 3, 3, generator=torch.Generator().manual_seed(0))
+    found = []
+    for scaled in (False, True):
+        kernel = nn.Parameter(torch.zeros(8, 8, 3, 3))
+        groups = [{"params": [kernel], "lr": 0.1, "weight_decay": 0.0, "name": "all"}]
+        optimizer = Muon(groups, 0.1, fused=True)
+        scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+        for gradient in gradients:
+            torch.autograd.backward(scaler.scale((kernel * gradient).sum()))
+            scaler.step(optimizer)
+            scaler.update(64.0 if scaled else None)
+            optimizer.zero_grad()
+        found.append(kernel.detach())
+    torch.testing.assert_close(*found)
