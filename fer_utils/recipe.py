@@ -223,6 +223,7 @@ class Recipe(_Strict):
     decay_all: bool = False
     """Decay biases and batch-norm parameters too, as stock torch optimisers do."""
     momentum: float = Field(0.9, ge=0, lt=1)
+    """Of ``sgd``, and of ``muon``'s kernels (0.95 is usual there)."""
     nesterov: bool = True
     betas: Pair = (0.9, 0.999)
     schedule: Literal["constant", "one_cycle", "cosine", "plateau"] = "constant"
