@@ -714,6 +714,7 @@ def test_what_is_kept_as_it_is_sees_faces_as_it_did(splits: Splits, tmp_path: Pa
     [
         {"optimizer": "sgd", "lr": 0.05, "weight_decay": 0.01, "mixup": 0.4},
         {"lr": 1e-3, "balance": "loss", "ema": 0.9, "clip_value": 0.01},
+        {"lr": 1e-3, "optimizer": "muon", "weight_decay": 0.01},
     ],
 )
 def test_a_member_learns_what_it_would_alone(fields: dict[str, Any], splits: Splits, tmp_path: Path) -> None:
@@ -1169,8 +1170,9 @@ def test_a_failing_process_stops_all_with_its_own_message(tmp_path: Path) -> Non
         {"cutmix": 1.0, "sam": 0.05, "balance": "loss"},
         {"precision": "float16"},
         {"members": 2},
+        {"optimizer": "muon"},
     ],
-    ids=["bfloat16", "sgd-clipped-mixup", "cutmix-sam", "float16", "members"],
+    ids=["bfloat16", "sgd-clipped-mixup", "cutmix-sam", "float16", "members", "muon"],
 )
 def test_cuda_steps_do_not_wait_for_the_host(fields: dict[str, Any], splits: Splits) -> None:
     device, recipe = torch.device("cuda"), tiny(**fields)
@@ -1249,8 +1251,15 @@ GENTLE: dict[str, Any] = {"optimizer": "sgd", "lr": 1e-3, "schedule": "constant"
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"mixup": 0.2}, {"balance": "loss", "dropout": 0.2}, {"ema": 0.9}, {"members": 2, "clip_norm": None}],
-    ids=["plain", "mixup", "balanced-dropout", "ema", "members"],
+    [
+        {},
+        {"mixup": 0.2},
+        {"balance": "loss", "dropout": 0.2},
+        {"ema": 0.9},
+        {"members": 2, "clip_norm": None},
+        {"optimizer": "muon", "lr": 1e-3},
+    ],
+    ids=["plain", "mixup", "balanced-dropout", "ema", "members", "muon"],
 )
 def test_a_cuda_graph_trains_what_launches_train(fields: dict[str, Any], splits: Splits, tmp_path: Path) -> None:
     runs = []
@@ -1261,7 +1270,11 @@ def test_a_cuda_graph_trains_what_launches_train(fields: dict[str, Any], splits:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("fields", [{}, {"stem": "3x3s1", "optimizer": "sgd", "lr": 0.05}], ids=["adamw", "sgd-3x3s1"])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"stem": "3x3s1", "optimizer": "sgd", "lr": 0.05}, {"optimizer": "muon"}],
+    ids=["adamw", "sgd-3x3s1", "muon"],
+)
 def test_cuda_resumes_to_the_byte(splits: Splits, tmp_path: Path, fields: dict[str, Any]) -> None:
     recipe = tiny(**fields)
     whole = fit(recipe, splits, Run.create(tmp_path / "whole"), device="cuda", log=silent)
