@@ -5,8 +5,7 @@ Jordan et al. 2024 (kellerjordan.github.io/posts/muon), with the rates of Liu et
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final, overload
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -59,19 +58,13 @@ class Muon(torch.optim.AdamW):
         self._step_supports_amp_scaling = False
         self.momentum, self.nesterov, self.precision = momentum, nesterov, precision
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Any = None) -> Any:
         """Do one step; ``closure`` is AdamW's."""
         groups = self.param_groups
         self.param_groups = [group for group in groups if not group["kernels"]]
         try:
-            loss: float | None = super().step(closure)
+            loss = super().step(closure)
         finally:
             self.param_groups = groups
         alike: dict[tuple[int, ...], list[tuple[Tensor, dict[str, Any]]]] = {}

@@ -247,16 +247,14 @@ class State:
         self.seconds, self.spent = held["seconds"], held.get("spent", 0.0)
 
 
-def make_optimizer(
-    recipe: Recipe, model: nn.Module, *, fused: bool, precision: Precision = "float32"
-) -> torch.optim.Optimizer:
+def make_optimizer(recipe: Recipe, model: nn.Module, *, fused: bool, precision: Precision) -> torch.optim.Optimizer:
     """Return the recipe's optimiser over ``model``'s parameters, in the groups of ``models.parameter_groups``.
 
     Args:
         recipe: names it, and its rates and decays.
         model: whose parameters that are not frozen it moves.
         fused: whether PyTorch's fused steps are there.
-        precision: of the training; Muon's large products have it, but for float16.
+        precision: of the training; Muon's products have it, but for float16, whose range is too small for them.
     """
     groups = models.parameter_groups(model, recipe)
     if recipe.optimizer == "muon":
