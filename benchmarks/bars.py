@@ -25,14 +25,16 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -176,12 +178,12 @@ def waiting(function: Callable[[], object], device: torch.device, times: int = 1
     return run
 
 
-def medians(measured: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def medians(measured: dict[Key, Callable[[], object]], repeats: int) -> dict[Key, float]:
     """Time each function ``repeats`` times and return its median in seconds.
 
     The functions take turns, so that another program's load on the machine falls on all of them alike.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in measured}
+    seconds: dict[Key, list[float]] = {name: [] for name in measured}
     for _ in range(repeats):
         for name, function in measured.items():
             start = time.perf_counter()

@@ -1,13 +1,14 @@
 """What an epoch of `fast` costs against each earlier recipe as published: images/s of the training step, in turn.
 
 The earlier recipes run in float32 at their own input size and batch, as their texts say; `fast` in its own settings.
-ImageNet weights change no timing, so the networks start from random weights. On CUDA
-each step is a CUDA graph.
+Where sizes grow while a recipe trains, each is timed, and the mean is over all epochs. ImageNet weights change no
+timing, so the networks start from random weights. On CUDA each step is a CUDA graph.
 """
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 
 import bars
@@ -57,27 +58,36 @@ def main() -> int:
     together = STEPS if device.type == "cuda" else 1
     print(bars.machine(device))
     train = sources.load(arguments.data).train
-    steps: dict[str, Callable[[], object]] = {}
-    batches, cost = {}, {}
+    steps: dict[tuple[str, int], Callable[[], object]] = {}
+    epochs: dict[str, Counter[int]] = {}
+    batches: dict[str, int] = {}
+    cost: dict[str, float] = {}
     for name in ("fast", *EARLIER):
         settings = recipe.load(name, {"weights": "none"})
         batches[name] = settings.batch_size if settings.image_size < 100 else min(settings.batch_size, arguments.batch)
         batches[name] = min(batches[name], len(train))
         settings = settings.model_copy(update={"batch_size": batches[name]})
-        state = training.make_state(settings, device, choose_precision(settings.precision, device))
-        step = training_step(settings, state, train.select(slice(0, batches[name])), device)
-        steps[name] = bars.waiting(step, device, together)
-        steps[name]()
-        cost[name] = models.multiply_adds(state.model, settings.channels, settings.image_size) / 1e9
+        epochs[name] = Counter(training.image_sizes(settings))
+        for size in epochs[name]:
+            one = settings.model_copy(update={"image_size": size, "progressive": None})
+            state = training.make_state(one, device, choose_precision(one.precision, device))
+            step = training_step(one, state, train.select(slice(0, batches[name])), device)
+            steps[name, size] = bars.waiting(step, device, together)
+            steps[name, size]()
+            macs = models.multiply_adds(state.model, one.channels, size) / 1e9
+            cost[name] = cost.get(name, 0.0) + macs * epochs[name][size] / epochs[name].total()
     seconds = bars.medians(steps, arguments.repeats)
-    rates = {name: together * batches[name] / value for name, value in seconds.items()}
+    rates = {
+        name: together * batches[name] * counts.total() / sum(seconds[name, size] * counts[size] for size in counts)
+        for name, counts in epochs.items()
+    }
     print()
     bars.table(
         ["recipe", "input", "precision", "batch", "GMAC", "images/s", "fast is faster by"],
         [
             [
                 name,
-                recipe.load(name).image_size,
+                "-".join(dict.fromkeys(str(size) for size in (min(epochs[name]), max(epochs[name])))),
                 choose_precision(recipe.load(name).precision, device),
                 batches[name],
                 cost[name],

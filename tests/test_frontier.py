@@ -364,3 +364,22 @@ def test_a_rate_counts_the_faces_that_there_are(
         "fast": ("3", "3"),
         "one_cycle": ("3", "3"),
     }
+
+
+def test_the_rate_of_sizes_that_grow_is_of_all_epochs(
+    synthetic_splits: Splits, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = Splits(synthetic_splits.train.select(slice(0, 3)), synthetic_splits.val, synthetic_splits.test, "synthetic")
+    growing = recipe.load("fast", {"epochs": 3, "image_size": 64, "progressive": 32, "width": 0.125})
+    assert training.image_sizes(growing) == [32, 48, 64]
+    monkeypatch.setattr(epoch.sources, "load", lambda _data: few)
+    monkeypatch.setattr(epoch.recipe, "load", lambda _name, _changes=None: growing)
+    monkeypatch.setattr(epoch, "EARLIER", ())
+    monkeypatch.setattr(epoch, "BARS", {})
+    seconds = {32: 1.0, 48: 2.0, 64: 6.0}
+    monkeypatch.setattr(epoch.bars, "medians", lambda steps, _repeats: {step: seconds[step[1]] for step in steps})
+    monkeypatch.setattr(sys, "argv", ["epoch.py", "--device", "cpu"])
+    assert epoch.main() == 0
+    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("fast ")]
+    macs = [models.multiply_adds(models.build(growing), 1, size) / 1e9 for size in (32, 48, 64)]
+    assert (row[1], row[4], row[5]) == ("32-64", bars.number(sum(macs) / 3), "1")

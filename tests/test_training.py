@@ -42,8 +42,9 @@ def splits() -> Splits:
 
 
 def tiny(**fields: Any) -> Recipe:
-    base = {"width": 0.125, "stem": "imagenet", "max_pool": True, "epochs": 3, "batch_size": 64, "progressive": None}
-    return recipes.load("fast", {**base, "image_size": 48, **fields})
+    network = {"width": 0.125, "stem": "imagenet", "max_pool": True, "image_size": 48}
+    learning = {"optimizer": "adamw", "lr": 3e-3, "ema": 0.998, "epochs": 3, "batch_size": 64, "progressive": "none"}
+    return recipes.load("fast", {**network, **learning, **fields})
 
 
 def silent(_: str) -> None:
