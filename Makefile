@@ -11,7 +11,7 @@
 PYTHON ?= python3
 # Plain `=`: a variable of the environment that happens to be called DATA changes nothing.
 DATA = synthetic
-EPOCHS = 3
+EPOCHS = 5
 RECIPE = fast
 OUT =
 SET =

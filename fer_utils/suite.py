@@ -1,6 +1,6 @@
 """Run the notebooks in order on one run and render each to HTML.
 
-    python -m fer_utils.suite                                          the drawn faces in the box, three epochs
+    python -m fer_utils.suite                                          the drawn faces in the box, five epochs
     python -m fer_utils.suite --data PATH --epochs 30                  FER2013 in any layout
     python -m fer_utils.suite --recipe fast --set lr=1e-3 seed=1
 
@@ -65,7 +65,7 @@ class SuiteError(RuntimeError):
 def run_notebooks(
     data: str = "synthetic",
     *,
-    epochs: int | None = 3,
+    epochs: int | None = 5,
     recipe: str = "fast",
     out: str | Path | None = None,
     parameters: Mapping[str, str] | None = None,
@@ -309,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--data", default="synthetic", help="synthetic, auto, kaggle or a path [synthetic]")
     parser.add_argument(
-        "--epochs", default="3", metavar="N", help="epochs of the training, or recipe for the recipe's [3]"
+        "--epochs", default="5", metavar="N", help="epochs of the training, or recipe for the recipe's [5]"
     )
     parser.add_argument("--recipe", default="fast", metavar="NAME", help="recipe by name, or a .yaml file [fast]")
     parser.add_argument("--out", metavar="DIR", help="the run's directory [outputs/suite-DATA-RECIPE-TIME]")

@@ -108,7 +108,7 @@ def test_environment_yml_repeats_no_dependency() -> None:
 def test_make_suite_defaults_to_three_epochs_on_drawn_faces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FER_DATA", "/somewhere/fer2013")
     monkeypatch.setenv("DATA", "elsewhere")
-    assert '--data "synthetic" --epochs "3" --recipe "fast"' in make("suite")
+    assert '--data "synthetic" --epochs "5" --recipe "fast"' in make("suite")
 
 
 def test_make_suite_passes_on_what_it_is_given() -> None:

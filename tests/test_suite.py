@@ -116,7 +116,7 @@ def test_notebooks_run_in_order_on_one_run_in_the_working_directory(
     )
     assert run.path == tmp_path / "here"
     given = json.loads(run.file("given.json").read_text())
-    assert given == {"data": "synthetic", "recipe": "fast", "epochs": 3, "lr": "1e-3", "cwd": str(tmp_path)}
+    assert given == {"data": "synthetic", "recipe": "fast", "epochs": 5, "lr": "1e-3", "cwd": str(tmp_path)}
     seen = nbformat.read(run.file("2_second.ipynb"), 4).cells[-1].outputs[0].text
     assert seen == "seen\n"
     assert all(run.has(f"{name}.html") for name in ("1_first", "2_second"))
@@ -129,7 +129,7 @@ def test_notebooks_run_in_order_on_one_run_in_the_working_directory(
     assert all(re.match(r" *\d+:\d\d  ", line) for line in lines)
     # What differs from the recipe is part of what is told.
     assert re.search(r"set: lr=1e-3$", told(lines), re.MULTILINE)
-    assert lines[0].endswith("2 notebooks, data synthetic, recipe fast, 3 epochs")
+    assert lines[0].endswith("2 notebooks, data synthetic, recipe fast, 5 epochs")
 
 
 def test_what_is_set_is_what_is_told(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
