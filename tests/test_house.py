@@ -105,7 +105,7 @@ def test_environment_yml_repeats_no_dependency() -> None:
     assert "dev" in PROJECT["project"]["optional-dependencies"]
 
 
-def test_make_suite_defaults_to_three_epochs_on_drawn_faces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_suite_defaults_to_five_epochs_on_drawn_faces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FER_DATA", "/somewhere/fer2013")
     monkeypatch.setenv("DATA", "elsewhere")
     assert '--data "synthetic" --epochs "5" --recipe "fast"' in make("suite")
