@@ -32,8 +32,10 @@ def digests(images: Images) -> Digests:
 
     Two faces are exact copies when their digests are equal, whatever file, name or format they came in.
     """
-    flat = np.ascontiguousarray(images).reshape(len(images), math.prod(images.shape[1:]))
-    hexadecimal = b"".join([hashlib.blake2b(row.data, digest_size=16).digest() for row in flat]).hex()
+    flat = np.ascontiguousarray(images).reshape(-1).data  # whose slices cost less than an array's rows
+    size = math.prod(images.shape[1:])
+    rows = [flat[start : start + size] for start in range(0, len(images) * size, size)]
+    hexadecimal = b"".join([hashlib.blake2b(row, digest_size=16).digest() for row in rows]).hex()
     return np.frombuffer(hexadecimal.encode("ascii"), dtype="S32")
 
 
