@@ -514,6 +514,15 @@ def _against(told: dict[str, Any], found: dict[str, Any], place: str) -> dict[st
     return agrees
 
 
+def _checked(name: str, data: str | None, folder: Path) -> int:
+    """Check a model for a command line, and return its exit status: 2 where there is no such file to check."""
+    try:
+        return 0 if check(name, data, folder, log=print) else 1
+    except ExportError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fill or check the box, or make a run of a model in it.
 
@@ -552,7 +561,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not names:
                 raise ExportError(f"{given.box} holds no model")
             # Every model is checked, whatever the first ones say.
-            return 0 if min([check(name, given.data, given.box, log=print) for name in names]) else 1
+            return max([_checked(name, given.data, given.box) for name in names])
         if given.unpack:
             name, path = given.what
             print(unpack(name, path, given.box).path)

@@ -496,6 +496,23 @@ def test_an_altered_box_is_refused(filled: Path, tmp_path: Path) -> None:
         box.entry(folder=tmp_path)
 
 
+def test_an_altered_file_does_not_keep_the_others_from_being_checked(
+    run: Run,
+    synthetic_splits: Splits,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fer_utils.sources.load", lambda *_, **__: synthetic_splits)
+    for name in ("first", "second"):
+        box.put(run, synthetic_splits, name, tmp_path)
+    altered(tmp_path / "first.safetensors", tmp_path, "first.safetensors")
+    assert box.main(["--check", "--box", str(tmp_path)]) == 2
+    told = capsys.readouterr()
+    assert "first.safetensors was altered" in told.err
+    assert "the numbers of second's card are reproduced" in told.out
+
+
 def test_the_first_model_stays_the_default(filled: Path, run: Run, synthetic_splits: Splits, tmp_path: Path) -> None:
     for name in ("fast", "small", "fast"):
         box.put(run, synthetic_splits, name, tmp_path)
