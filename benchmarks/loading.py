@@ -34,6 +34,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from fer_utils import sources
 from fer_utils.emotions import EMOTIONS, FROM_CHALLENGE
 from fer_utils.faces import Faces, Images, Splits
+from fer_utils.sources.numbers import COMPILED
 
 FACES: Final = 32_298
 """Training and PublicTest faces of FER2013."""
@@ -59,6 +60,7 @@ def main() -> int:
     print(bars.machine())
     splits = sources.load(arguments.data, val_fraction=0)
     print(f"{splits.source} {splits.location}: {len(splits.train) + len(splits.test):,} faces")
+    print(f"a CSV's numbers: {'compiled parser' if COMPILED else 'numpy, as no compiler was there at installation'}")
     with tempfile.TemporaryDirectory() as folder:
         places = _layouts(splits, Path(folder))
         measured = _measure(places, Path(folder) / "caches", arguments.repeats)

@@ -134,8 +134,9 @@ def test_make_tells_when_python_is_too_old(tmp_path: Path) -> None:
     old.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{version}" "$@"\n')
     old.chmod(0o755)
     # In a directory of its own, where there is no .venv yet.
-    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "fer_utils" / "sources").mkdir(parents=True)
+    for name in ("Makefile", "requirements.lock", "pyproject.toml", "fer_utils/sources/_numbers.c"):
+        shutil.copy(ROOT / name, tmp_path / name)
     done = subprocess.run(["make", "test", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "Python 3.11 or newer is needed" in done.stderr

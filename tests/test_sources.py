@@ -9,6 +9,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ from fer_utils.faces import Faces, Splits, describe, digests
 from fer_utils.files import write_json
 from fer_utils.runs import describe_data
 from fer_utils.sources import SourceError, cache, folder, jpeg, kaggle, row_numbers
-from fer_utils.sources.numbers import NumberParser
+from fer_utils.sources import csv as csv_source
+from fer_utils.sources.numbers import COMPILED, NumberParser
 
 CHALLENGE = {"angry": 0, "disgust": 1, "fear": 2, "happy": 3, "sad": 4, "surprise": 5, "neutral": 6}
 """The numbers of the challenge's tables, spelled out here on purpose."""
@@ -1107,6 +1109,20 @@ def slowly(text: bytes, columns: int) -> list[int] | None:
 ODD_WORDS = ["", "7", "007", "256", "999", "-1", "0255", "x", "1.5", "300", "7:", ";", "!3"]
 
 
+EITHER_PARSER = pytest.mark.parametrize(
+    "compiled",
+    [
+        pytest.param(False, id="numpy"),
+        pytest.param(
+            True,
+            id="compiled",
+            marks=pytest.mark.skipif(not COMPILED, reason="no C compiler was there when the package was installed"),
+        ),
+    ],
+)
+
+
+@EITHER_PARSER
 @settings(deadline=None)
 @given(
     st.lists(
@@ -1115,7 +1131,7 @@ ODD_WORDS = ["", "7", "007", "256", "999", "-1", "0255", "x", "1.5", "300", "7:"
         max_size=40,
     )
 )
-def test_numbers_are_parsed_right_or_not_at_all(rows: list[list[str]]) -> None:
+def test_numbers_are_parsed_right_or_not_at_all(compiled: bool, rows: list[list[str]]) -> None:
     data, begins, ends = b"", [], []
     for row in rows:
         data += b"3,"
@@ -1124,12 +1140,71 @@ def test_numbers_are_parsed_right_or_not_at_all(rows: list[list[str]]) -> None:
         ends.append(len(data))
         data += b",Training\n"
     out = np.empty((len(rows), 4), np.uint8)
-    right = NumberParser().parse(data, begins, ends, out)
+    right = NumberParser(compiled).parse(data, begins, ends, out)
     for i, (begin, end) in enumerate(zip(begins, ends, strict=True)):
         if right[i]:
             assert out[i].tolist() == slowly(data[begin:end], 4)
     if all(slowly(data[begin:end], 4) is not None for begin, end in zip(begins, ends, strict=True)):
         assert all(right), "plain rows need no second look"
+
+
+@EITHER_PARSER
+def test_rows_with_more_spaces_than_they_need_are_parsed_at_once(compiled: bool) -> None:
+    data, out = b"3,  1   20  ,7 255,", np.empty((2, 2), np.uint8)
+    assert NumberParser(compiled).parse(data, [2, 13], [12, 18], out) == [True, True]
+    np.testing.assert_array_equal(out, [[1, 20], [7, 255]])
+
+
+@EITHER_PARSER
+def test_a_csv_with_odd_and_bad_rows_is_the_same_by_either_parser(
+    compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv_source, "NumberParser", partial(NumberParser, compiled))
+    pixels = [" ".join(map(str, np.random.default_rng(row).integers(0, 256, 2304))) for row in range(6)]
+    path = tmp_path / "fer2013.csv"
+    rows = [
+        f"3,{pixels[0]},Training",
+        f"4,  {pixels[1].replace(' ', '  ', 40)} ,Training",  # more spaces than are needed
+        f"4,{pixels[2]} 7,Training",
+        f"4,{pixels[3][:-1]}x,Training",
+        f'6,"{pixels[4]}",PublicTest\r',
+        f"0,256 {pixels[5].partition(' ')[2]},Training",
+        "3",
+    ]
+    path.write_text("\n".join(["emotion,pixels,Usage", *rows]) + "\n", newline="")
+    found = csv_source.read({"all": path}, "skip", tmp_path)
+    expected = np.array([pixels[i].split() for i in (0, 1, 4)], np.uint8).reshape(-1, 48, 48)
+    np.testing.assert_array_equal(found.images, expected)
+    assert found.names.tolist() == ["fer2013[0]", "fer2013[1]", "fer2013[4]"]
+    assert [item.name for item in found.skipped] == [f"fer2013.csv row {row}" for row in (2, 3, 5, 6)]
+
+
+@pytest.mark.skipif(not COMPILED, reason="no C compiler was there when the package was installed")
+def test_the_compiled_parser_reads_and_writes_nowhere_but_where_it_was_told() -> None:
+    from fer_utils.sources import _numbers
+
+    def parse(data: bytes, begins: list[int], ends: list[int], out: np.ndarray) -> bytes:
+        return _numbers.parse(data, np.array(begins), np.array(ends), out)
+
+    out = np.full((3, 2), 99, np.uint8)
+    assert parse(b"1 2", [0], [3], out[1:2]) == b"\1"
+    np.testing.assert_array_equal(out, [[99, 99], [1, 2], [99, 99]])
+    # The last digits of the text, and digits beyond a row's end: too many numbers, or too few.
+    assert parse(b"1 2 3,1 2,1", [0, 6, 10], [5, 9, 11], np.empty((3, 2), np.uint8)) == b"\0\1\0"
+    assert parse(b"1 234", [0], [3], out[:1]) == b"\0"
+    assert parse(b"", [], [], np.empty((0, 2), np.uint8)) == b""
+    for begins, ends in (([-1], [3]), ([0], [4]), ([2], [1])):
+        with pytest.raises(ValueError, match="row 0 does not lie in the 3 bytes of data"):
+            parse(b"1 2", begins, ends, out[:1])
+    with pytest.raises(ValueError, match="as many as out has rows"):
+        parse(b"1 2", [0, 0], [3], out[:1])
+    with pytest.raises(ValueError, match="as many as out has rows"):
+        parse(b"1 2", [0, 0], [3, 3], np.empty(3, np.uint8))
+    out.flags.writeable = False
+    with pytest.raises(TypeError, match="read-write"):
+        parse(b"1 2", [0], [3], out[:1])
+    with pytest.raises(TypeError):
+        _numbers.parse("1 2", np.array([0]), np.array([3]), np.empty((1, 2), np.uint8))  # type: ignore[arg-type]
 
 
 # The cache
