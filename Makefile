@@ -40,7 +40,7 @@ lock: .venv/installed
 	| .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
 	  --no-emit-index-url --custom-compile-command "make lock" --all-extras $(UPGRADE) --output-file requirements.lock pyproject.toml -
 
-.venv/installed: requirements.lock pyproject.toml fer_utils/sources/_numbers.c
+.venv/installed: requirements.lock pyproject.toml setup.py fer_utils/sources/_numbers.c
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --require-hashes -r requirements.lock

@@ -1,6 +1,7 @@
 """The house: dependencies agree wherever they are named, modules import downwards, nothing of one machine is in git."""
 
 import ast
+import os
 import re
 import shlex
 import shutil
@@ -135,7 +136,7 @@ def test_make_tells_when_python_is_too_old(tmp_path: Path) -> None:
     old.chmod(0o755)
     # In a directory of its own, where there is no .venv yet.
     (tmp_path / "fer_utils" / "sources").mkdir(parents=True)
-    for name in ("Makefile", "requirements.lock", "pyproject.toml", "fer_utils/sources/_numbers.c"):
+    for name in ("Makefile", "requirements.lock", "pyproject.toml", "setup.py", "fer_utils/sources/_numbers.c"):
         shutil.copy(ROOT / name, tmp_path / name)
     done = subprocess.run(["make", "test", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode != 0
@@ -154,19 +155,32 @@ def test_modules_import_only_from_those_above_them(path: Path) -> None:
     assert found - {"__version__"} <= set(ORDER)
 
 
-def test_the_package_carries_its_recipes_and_its_types(tmp_path: Path) -> None:
+def packed(scratch: Path, **environment: str) -> set[str]:
+    """What is in the wheel of the package."""
     # A copy, since building leaves files beside the sources.
-    source = tmp_path / "source"
-    shutil.copytree(ROOT / "fer_utils", source / "fer_utils", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    source = scratch / "source"
+    built = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd")
+    shutil.copytree(ROOT / "fer_utils", source / "fer_utils", ignore=built)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*pip, "--wheel-dir", str(tmp_path), str(source)], check=True, timeout=120)
-    (wheel,) = tmp_path.glob("fer_utils-*.whl")
-    packed = set(zipfile.ZipFile(wheel).namelist())
+    command = [*pip, "--wheel-dir", str(scratch), str(source)]
+    subprocess.run(command, check=True, timeout=120, env={**os.environ, **environment})
+    (wheel,) = scratch.glob("fer_utils-*.whl")
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_the_package_carries_its_recipes_and_its_types(tmp_path: Path) -> None:
     kept = [p for p in (ROOT / "fer_utils").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-    assert {str(p.relative_to(ROOT)) for p in kept} <= packed
-    assert "fer_utils/py.typed" in packed
+    found = packed(tmp_path)
+    assert {str(p.relative_to(ROOT)) for p in kept} <= found
+    assert "fer_utils/py.typed" in found
+
+
+def test_without_a_compiler_the_package_is_complete_but_for_what_is_compiled(tmp_path: Path) -> None:
+    found = packed(tmp_path, CC="false", CXX="false")
+    assert not [name for name in found if name.endswith((".so", ".pyd"))]
+    assert {"fer_utils/py.typed", "fer_utils/sources/numbers.py"} <= found
 
 
 def test_git_holds_no_path_of_one_machine_and_nothing_large() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 try:
-    from fer_utils.sources import _numbers  # what pyproject.toml builds, where it can be built
+    from fer_utils.sources import _numbers  # which setup.py builds where it can
 except ImportError:
     COMPILED = False
 else:
